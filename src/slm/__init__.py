@@ -1,0 +1,3 @@
+"""slm: a language model that keeps learning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Backbone (JARe): frozen Hugging Face models, re-parameterized row by row. Never learns or retrieves."""

@@ -1,0 +1,1 @@
+"""Bench: rivals and reports, through the public API only."""

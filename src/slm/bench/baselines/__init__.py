@@ -1,0 +1,1 @@
+"""Rivals of slm, one readable file each."""

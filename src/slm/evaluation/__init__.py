@@ -1,0 +1,1 @@
+"""Evaluation: the formulas of continual learning, each once."""

@@ -1,0 +1,1 @@
+"""Learning: prepare, fine-tune, commit."""

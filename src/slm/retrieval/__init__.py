@@ -1,0 +1,1 @@
+"""Retrieval (DTKR): text or hidden states -> query -> weights over keys. Never an increment's values."""

@@ -1,0 +1,1 @@
+"""Store: knowledge on disk; one atomic commit per task; no pickle, ever."""
