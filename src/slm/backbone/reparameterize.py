@@ -1,0 +1,269 @@
+"""JARe: frozen linear layers that each row bends with its own knowledge (method section 3).
+
+For row b with kept increments k = 1..K and weights w, a re-parameterized layer computes
+
+    y_b = W x_b + bias + Σ_k w_bk · s_k · B_k (A_k x_b)
+
+The sum over k is one product: the K pairs are stacked along the rank, and s_k · w_bk is folded into B.
+The (O, I) matrix is never formed. What is gathered is gathered once per request, when the mixture is
+bound; decoding steps then reuse it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from slm.errors import BackboneError, IncrementError
+
+
+class Pair(Protocol):
+    """What a low-rank pair looks like from here: A (R, I) and B (O, R)."""
+
+    @property
+    def A(self) -> Tensor: ...  # noqa: N802, D102
+    @property
+    def B(self) -> Tensor: ...  # noqa: N802, D102
+
+
+class LowRank(Protocol):
+    """What an increment looks like from here."""
+
+    @property
+    def pairs(self) -> Mapping[str, Pair]: ...  # noqa: D102
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+    @property
+    def scale(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Which increments each row of a batch uses, and how much of each.
+
+    Attributes:
+        increments: the U distinct increments in use.
+        slots: (B, K) int64, index into ``increments``; any value where the weight is zero.
+        weights: (B, K) float32, w ≥ 0; rows sum to 1, or to 0 when the row abstains.
+    """
+
+    increments: Sequence[LowRank]
+    slots: Int[Tensor, "B K"]
+    weights: Float[Tensor, "B K"]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row uses any increment."""
+        return not self.increments or not bool((self.weights > 0).any())
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all rows use the same increments in the same proportion."""
+        return bool((self.slots == self.slots[:1]).all() and (self.weights == self.weights[:1]).all())
+
+
+class Binding(Protocol):
+    """The change a layer adds to its output for the batch at hand."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, T, I) -> (B, T, O), in the dtype of ``x``."""
+        ...
+
+    def select(self, rows: Tensor) -> Binding:
+        """The same for a subset of rows, (B',) int64."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBinding:
+    """All rows bend the layer alike: two plain matrix products.
+
+    Attributes:
+        down: (I, K·R), the stacked A transposed.
+        up: (K·R, O), the stacked s · w · B transposed.
+    """
+
+    down: Float[Tensor, "I KR"]
+    up: Float[Tensor, "KR O"]
+
+    def __call__(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """Σ_k w_k s_k B_k A_k x for every row."""
+        return (x @ self.down) @ self.up
+
+    def select(self, rows: Int[Tensor, " b"]) -> SharedBinding:
+        """Itself: every row is alike."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RowBinding:
+    """Each row bends the layer its own way: two batched matrix products.
+
+    Attributes:
+        down: (B, I, K·R).
+        up: (B, K·R, O).
+    """
+
+    down: Float[Tensor, "B I KR"]
+    up: Float[Tensor, "B KR O"]
+
+    def __call__(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
+        """Σ_k w_bk s_k B_k A_k x_b for row b."""
+        if x.ndim != 3 or x.shape[0] != self.down.shape[0]:
+            raise BackboneError(
+                f"a layer got input of shape {tuple(x.shape)} while {self.down.shape[0]} rows are bound: "
+                "beam search and several sequences per row are not supported yet, ask with one"
+            )
+        return torch.bmm(torch.bmm(x, self.down), self.up)
+
+    def select(self, rows: Int[Tensor, " b"]) -> RowBinding:
+        """The binding of a subset of rows."""
+        return RowBinding(self.down[rows], self.up[rows])
+
+
+class LearningBinding(nn.Module):
+    """One increment being learned: float32 parameters, computed in the dtype of the input.
+
+    A starts uniform (Kaiming), B at zero, so a new increment changes nothing (method section 3).
+    """
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float, dropout: float, seed: torch.Generator) -> None:
+        super().__init__()
+        bound = layer.in_features**-0.5
+        A = (torch.rand(rank, layer.in_features, generator=seed) * 2 - 1) * bound
+        self.A = nn.Parameter(A)
+        self.B = nn.Parameter(torch.zeros(layer.out_features, rank))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """s · B A x."""
+        down = self.dropout(x) @ self.A.to(x.dtype).T
+        return down @ (self.B * self.scale).to(x.dtype).T
+
+    def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
+        """Itself: every row of a learning batch is of one task."""
+        return self
+
+
+class ReparameterizedLinear(nn.Module):
+    """A frozen linear layer plus whatever is bound to it; with nothing bound it is the layer itself."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.binding: Binding | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(O, I), the frozen weight; some models look at it."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(O,), the frozen bias."""
+        return self.base.bias
+
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """W x + bias, plus the bound change."""
+        y: Tensor = self.base(x)
+        return y if self.binding is None else y + self.binding(x)
+
+
+class Reparameterizer:
+    """Wraps the target layers of one backbone and binds mixtures to them."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
+        self.layers: dict[str, ReparameterizedLinear] = {}
+        for name in targets:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            leaf = name.rpartition(".")[2]
+            base = getattr(parent, leaf)
+            if isinstance(base, ReparameterizedLinear):
+                wrapped = base
+            elif isinstance(base, nn.Linear):
+                wrapped = ReparameterizedLinear(base)
+                setattr(parent, leaf, wrapped)
+            else:
+                raise BackboneError(
+                    f"module {name} is a {type(base).__name__}, not a linear layer: it cannot be re-parameterized"
+                )
+            self.layers[name] = wrapped
+
+    def bind(self, mixture: Mixture | None) -> None:
+        """Bind a mixture to every layer; None or an empty one restores the frozen backbone exactly.
+
+        Raises:
+            IncrementError: an increment names a layer that is no target, or does not fit it.
+        """
+        self.release()
+        if mixture is None or mixture.is_empty:
+            return
+        for increment in mixture.increments:
+            unknown = sorted(set(increment.pairs) - set(self.layers))
+            if unknown:
+                raise IncrementError(
+                    f"an increment changes {unknown[0]}, which is not re-parameterized in this backbone: "
+                    "it was learned with other targets or another model"
+                )
+        for name, layer in self.layers.items():
+            layer.binding = _gather(name, layer.base, mixture)
+
+    def bind_each(self, bindings: Mapping[str, Binding]) -> None:
+        """Bind one given binding per layer name, as learning does."""
+        self.release()
+        for name, binding in bindings.items():
+            self.layers[name].binding = binding
+
+    def release(self) -> None:
+        """Unbind everything: the backbone is the frozen one again."""
+        for layer in self.layers.values():
+            layer.binding = None
+
+    @contextlib.contextmanager
+    def selected(self, rows: Int[Tensor, " b"]) -> Iterator[None]:
+        """Within the block only these rows of the bound batch are bound, in this order."""
+        kept = {name: layer.binding for name, layer in self.layers.items()}
+        try:
+            for layer in self.layers.values():
+                layer.binding = None if layer.binding is None else layer.binding.select(rows)
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.binding = kept[name]
+
+
+def _gather(name: str, base: nn.Linear, mixture: Mixture) -> Binding | None:
+    """Stack the pairs a layer needs along the rank, with s · w folded into B."""
+    if all(name not in increment.pairs for increment in mixture.increments):
+        return None
+    device, dtype = base.weight.device, base.weight.dtype
+    rank = max(increment.rank for increment in mixture.increments)
+    downs, ups = [], []
+    for increment in mixture.increments:
+        pair = increment.pairs.get(name)
+        down = base.weight.new_zeros(base.in_features, rank)
+        up = torch.zeros(rank, base.out_features, device=device)
+        if pair is not None:
+            if pair.A.shape[1] != base.in_features or pair.B.shape[0] != base.out_features:
+                raise IncrementError(
+                    f"increment at {name} maps {pair.A.shape[1]} to {pair.B.shape[0]} features, the layer "
+                    f"{base.in_features} to {base.out_features}: it belongs to another backbone"
+                )
+            down[:, : increment.rank] = pair.A.T.to(device, dtype)
+            up[: increment.rank] = pair.B.T.to(device, torch.float32) * increment.scale
+        downs.append(down)
+        ups.append(up)
+    slots, weights = mixture.slots.to(device), mixture.weights.to(device, torch.float32)
+    if mixture.is_shared:
+        slots, weights = slots[:1], weights[:1]
+    num_rows = slots.shape[0]
+    down = torch.stack(downs)[slots].permute(0, 2, 1, 3).reshape(num_rows, base.in_features, -1)
+    up = (torch.stack(ups)[slots] * weights[:, :, None, None]).reshape(num_rows, -1, base.out_features).to(dtype)
+    return SharedBinding(down[0], up[0]) if mixture.is_shared else RowBinding(down, up)

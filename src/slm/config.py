@@ -1,0 +1,218 @@
+"""Settings, as frozen dataclasses. One docstring per field; every mistake of a mapping is reported at once.
+
+A config is plain data: it loads no model, and ``as_dict`` / ``from_mapping`` are inverse, which is how a
+store remembers the settings it was made with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from slm.errors import ConfigError
+
+_C = TypeVar("_C", bound="_Config")
+
+
+class _Config:
+    """What all configs share: checking, conversion from and to plain mappings."""
+
+    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    _ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    def _mistakes(self) -> Iterator[str]:
+        """One line per setting that is out of range."""
+        for name, allowed in self._choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                near = difflib.get_close_matches(str(value), allowed, 1)
+                hint = f", did you mean {near[0]!r}?" if near else ""
+                yield f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}"
+        for name, (low, high) in self._ranges.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                yield f"{name} must be in {low:g}..{high:g}, got {value!r}"
+
+    def __post_init__(self) -> None:
+        mistakes = list(self._mistakes())
+        if mistakes:
+            raise ConfigError(f"{type(self).__name__}: " + "; ".join(mistakes) + ": correct these settings")
+
+    @classmethod
+    def from_mapping(cls: type[_C], mapping: Mapping[str, Any]) -> _C:
+        """Build the config from a plain mapping, nested configs from nested mappings.
+
+        Raises:
+            ConfigError: names every unknown key (with the nearest known one) and every bad value.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        mistakes: list[str] = []
+        values: dict[str, Any] = {}
+        for key, value in mapping.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+                mistakes.append(f"unknown setting {key!r}{hint}")
+                continue
+            default = known[key].default_factory
+            nested = default if isinstance(default, type) and issubclass(default, _Config) else None
+            try:
+                values[key] = nested.from_mapping(value) if nested and isinstance(value, Mapping) else value
+                values[key] = tuple(value) if isinstance(value, list) else values[key]
+            except ConfigError as error:
+                mistakes.append(str(error))
+        try:
+            config = cls(**values)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
+        return config
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as JSON-ready values; inverse of :meth:`from_mapping`."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig(_Config):
+    """How the frozen model is loaded and fed."""
+
+    dtype: str = "auto"
+    """``auto``, ``float32`` or ``bfloat16``; auto is bfloat16 where the processor computes in it."""
+    device: str = "auto"
+    """``auto`` (a GPU where there is one) or a torch device name."""
+    max_tokens: int | None = None
+    """Longest row in tokens, answer included; None is the backbone's own window, at most 512."""
+    prompt_format: str = "auto"
+    """``chat`` (the tokenizer's chat template), ``plain``, or ``auto``: chat where there is a template."""
+
+    _choices = {"dtype": ("auto", "float32", "bfloat16"), "prompt_format": ("auto", "chat", "plain")}
+    _ranges = {"max_tokens": (8, 1_000_000)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncrementConfig(_Config):
+    """Shape of the low-rank increments of a task (method section 3)."""
+
+    rank: int = 8
+    """R, the rank of every pair."""
+    alpha: float = 16.0
+    """Numerator of the scale s = alpha / rank."""
+    targets: str = "all-linear"
+    """``all-linear`` layers of a block, or ``attention-output`` alone, as in the paper."""
+
+    _choices = {"targets": ("all-linear", "attention-output")}
+    _ranges = {"rank": (1, 1024), "alpha": (1e-6, 1e6)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalConfig(_Config):
+    """DTKR: how a text finds its knowledge (method section 2)."""
+
+    extractor: str = "backbone"
+    """``backbone`` (hidden states of the frozen model) or ``sentence`` (a sentence-transformers model)."""
+    layers: tuple[int, ...] | None = None
+    """Layers whose mean hidden states are concatenated to the query, 1 being the first block's output;
+    None picks the measured default for the backbone's depth."""
+    num_passes: int | None = None
+    """1 reads the query inside the one forward pass, so increments act only above the last of
+    ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for
+    backbones of 16 layers or more, else 2."""
+    sentence_model: str = "minilm"
+    """The encoder of the ``sentence`` extractor: an alias, a folder or a hub id."""
+    keys_per_task: int | None = 1
+    """Keys per task found by k-means; None is one key per label."""
+    top_k: int = 2
+    """K, keys kept per row."""
+    min_weight: float = 0.05
+    """Weights below this are dropped and the rest renormalised, so clear rows carry one increment."""
+    temperature: float = 1.0
+    """Divides the log-densities before the softmax."""
+    false_refusal_rate: float = 0.01
+    """Share of a task's own rows that abstention may refuse (method section 2d)."""
+    is_abstaining: bool = True
+    """False never abstains: every row gets the nearest knowledge."""
+
+    _choices = {"extractor": ("backbone", "sentence")}
+    _ranges = {
+        "num_passes": (1, 2),
+        "keys_per_task": (1, 1000),
+        "top_k": (1, 64),
+        "min_weight": (0.0, 0.5),
+        "temperature": (1e-3, 1e6),
+        "false_refusal_rate": (1e-4, 0.5),
+    }
+
+    def _mistakes(self) -> Iterator[str]:
+        # Not super(): a slots dataclass is a new class, which zero-argument super() would miss.
+        yield from _Config._mistakes(self)
+        if self.layers is not None and (not self.layers or any(layer < 0 for layer in self.layers)):
+            yield f"layers must be layer numbers from 0 (the embeddings) upwards, got {self.layers!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningConfig(_Config):
+    """How a task is fine-tuned."""
+
+    learning_rate: float = 1e-3
+    """Peak of the schedule; None of it reaches the frozen backbone."""
+    head_learning_rate: float = 5e-3
+    """Peak for the classification head, which starts from zero."""
+    num_epochs: int = 10
+    """Most passes over the task's training split; early stopping usually ends sooner."""
+    patience: int = 2
+    """Epochs without a better validation loss before training stops."""
+    batch_size: int = 16
+    """Rows per optimizer step on one process."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay on the increments."""
+    warmup_share: float = 0.06
+    """Share of the steps spent warming up."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    dropout: float = 0.05
+    """Dropout on the input of every increment while learning."""
+    validation_share: float = 0.1
+    """Share of the task's own rows kept for early stopping."""
+    seed: int = 0
+    """Seeds initialisation, order and split; the same seed gives the same bytes on one machine."""
+    is_truncating: bool = False
+    """True cuts the middle out of over-long texts; False refuses them with their row number."""
+    checkpoint_folder: str | None = None
+    """Where Trainer keeps checkpoints, so that an interrupted ``learn`` resumes; None keeps none."""
+    has_progress: bool = True
+    """Whether progress bars are shown on standard error."""
+
+    _ranges = {
+        "learning_rate": (1e-7, 1.0),
+        "head_learning_rate": (1e-7, 1.0),
+        "num_epochs": (1, 10_000),
+        "patience": (1, 10_000),
+        "batch_size": (1, 65_536),
+        "weight_decay": (0.0, 1.0),
+        "warmup_share": (0.0, 1.0),
+        "max_grad_norm": (1e-6, math.inf),
+        "dropout": (0.0, 0.9),
+        "validation_share": (0.0, 0.5),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(_Config):
+    """Everything a store is created with. Learning settings may be changed per task."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The frozen model."""
+    increments: IncrementConfig = field(default_factory=IncrementConfig)
+    """The increments every new task gets."""
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """DTKR."""
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    """Defaults of ``learn``."""
