@@ -6,6 +6,7 @@ once and its knowledge stays the same while it is answered.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,8 +176,6 @@ def generate(backbone: Backbone, start: Prefill, rows: Sequence[int], max_new_to
 
 def _cache_of(start: Prefill, rows: Sequence[int], crop: int) -> Any:
     """A copy of the prefill's cache for some rows, without its last ``crop`` tokens."""
-    import copy
-
     cache = copy.deepcopy(start.cache)
     cache.batch_select_indices(torch.tensor(rows, device=start.logits.device))
     if crop:

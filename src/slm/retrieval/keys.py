@@ -14,6 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slm.errors import DataError
+
+NUM_SCALES = 33
+"""How many quantiles of τ a task keeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskKeys:
@@ -25,15 +30,19 @@ class TaskKeys:
         scatter: (C·(C+1)/2,) float32, upper triangle of the within-key scatter
             Σ_n Σ_{q of key n} (q − μ_n)(q − μ_n)ᵀ, row by row.
         increments: (N_t,) int64, which of the task's increments each key owns.
-        threshold: relative distance above which a row is refused (method section 2d), in the
-            standardised unit of :mod:`slm.retrieval.scoring`.
+        scales: (33,) float64, quantiles 0, 1/32, ..., 1 of τ, the squared leave-one-out distance of the
+            task's own rows divided by its mean: how much longer or shorter than typical its queries
+            scatter. Abstention draws its tails from it (method section 2d).
+        radius: mean squared leave-one-out Mahalanobis distance of the task's rows to their key, under
+            the task's own covariance; decides while the store holds one task only.
     """
 
     means: Float[Tensor, "N C"]
     counts: Int[Tensor, " N"]
     scatter: Float[Tensor, " P"]
     increments: Int[Tensor, " N"] = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
-    threshold: float = float("inf")
+    scales: Float[Tensor, " S"] = field(default_factory=lambda: torch.ones(NUM_SCALES, dtype=torch.float64))
+    radius: float = float("inf")
 
     @property
     def num_keys(self) -> int:
@@ -44,3 +53,106 @@ class TaskKeys:
     def num_channels(self) -> int:
         """C, the channels of a key."""
         return self.means.shape[1]
+
+
+def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) -> TaskKeys:
+    """Keys and statistics of one task from its queries, in closed form (method section 2b).
+
+    Args:
+        queries: (B, C), one per training row.
+        assignments: (B,) int64, the key of each row, 0..N_t-1, every key with at least one row.
+
+    Raises:
+        DataError: a query is not finite.
+    """
+    x = queries.to(torch.float64)
+    if not torch.isfinite(x).all():
+        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
+        raise DataError(f"the query of training row {row + 1} is not finite: the backbone overflows on this text")
+    counts = torch.bincount(assignments)
+    means = torch.zeros(len(counts), x.shape[1], dtype=torch.float64).index_add_(0, assignments, x)
+    means /= counts[:, None]
+    centred = x - means[assignments]
+    scatter = centred.T @ centred
+    distances = leave_one_out_distances(centred, scatter, counts[assignments])
+    radius = float(distances.mean())
+    tau = distances / max(radius, 1e-300)
+    return TaskKeys(
+        means=means,
+        counts=counts,
+        scatter=pack(scatter).to(torch.float32),
+        increments=torch.zeros(len(counts), dtype=torch.long),
+        scales=torch.quantile(tau, torch.linspace(0, 1, NUM_SCALES, dtype=torch.float64)),
+        radius=radius,
+    )
+
+
+def leave_one_out_distances(
+    centred: Float[Tensor, "B C"], scatter: Float[Tensor, "C C"], counts: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Squared Mahalanobis distance of each row to its key, as if the row had not been seen.
+
+    With u = q − μ of a key of n rows and g = uᵀ Σ⁻¹ u, taking the row out scales u by a = n/(n−1) and
+    takes a·(1−ρ)/N · u uᵀ out of Σ, so by Sherman-Morrison the distance is a² g / (1 − a (1−ρ) g / N).
+
+    Args:
+        centred: (B, C) float64, rows minus their key.
+        scatter: (C, C) float64, within-key scatter of these rows.
+        counts: (B,) int64, rows of each row's key.
+    """
+    num_rows = centred.shape[0]
+    covariance, rho = shrink(scatter / num_rows, num_rows)
+    g = (centred * torch.linalg.solve(covariance, centred.T).T).sum(1)
+    n = counts.to(torch.float64).clamp_min(2.0)
+    a = n / (n - 1)
+    return a * a * g / (1 - a * (1 - rho) * g / num_rows).clamp_min(1e-2)
+
+
+def shrink(covariance: Float[Tensor, "C C"], num_rows: float) -> tuple[Float[Tensor, "C C"], float]:
+    """Shrink a covariance towards its mean diagonal with the oracle-approximating weight (OAS).
+
+    Chen, Wiesel, Eldar and Hero (2010), "Shrinkage algorithms for MMSE covariance estimation", eq. 23.
+
+    Args:
+        covariance: (C, C) float64.
+        num_rows: rows it was estimated from.
+
+    Returns:
+        (1 − ρ) Σ + ρ tr(Σ)/C · I, and ρ. A covariance of zero (identical rows) becomes a tiny multiple
+        of I, so it can always be inverted.
+    """
+    num_channels = covariance.shape[0]
+    trace = covariance.trace()
+    square = (covariance * covariance).sum()
+    numerator = (1 - 2 / num_channels) * square + trace**2
+    denominator = (num_rows + 1 - 2 / num_channels) * (square - trace**2 / num_channels)
+    rho = 1.0 if denominator <= 0 else min(1.0, max(float(numerator / denominator), 1e-6))
+    target = (trace / num_channels).clamp_min(1e-12)
+    eye = torch.eye(num_channels, dtype=covariance.dtype)
+    return (1 - rho) * covariance + rho * target * eye, rho
+
+
+def pack(matrix: Float[Tensor, "C C"]) -> Float[Tensor, " P"]:
+    """Upper triangle of a symmetric matrix, row by row, P = C·(C+1)/2."""
+    rows, columns = torch.triu_indices(*matrix.shape).unbind(0)
+    return matrix[rows, columns]
+
+
+def unpack(packed: Float[Tensor, " P"], num_channels: int) -> Float[Tensor, "C C"]:
+    """Inverse of :func:`pack`, in float64."""
+    matrix = torch.zeros(num_channels, num_channels, dtype=torch.float64)
+    rows, columns = torch.triu_indices(num_channels, num_channels).unbind(0)
+    matrix[rows, columns] = packed.to(torch.float64)
+    return matrix + matrix.T - torch.diag(matrix.diagonal())
+
+
+def cluster(queries: Float[Tensor, "B C"], num_keys: int, seed: int) -> Int[Tensor, " B"]:
+    """Assign rows to ``num_keys`` clusters by k-means, (B,) int64; deterministic for a seed."""
+    from sklearn.cluster import KMeans
+
+    num_keys = min(num_keys, len(torch.unique(queries, dim=0)))
+    if num_keys == 1:
+        return torch.zeros(len(queries), dtype=torch.long)
+    labels = KMeans(num_keys, n_init=4, random_state=seed).fit_predict(queries.to(torch.float64).numpy())
+    _, dense = torch.unique(torch.from_numpy(labels).long(), return_inverse=True)
+    return dense

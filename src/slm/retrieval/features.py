@@ -1,0 +1,95 @@
+"""Frozen feature extraction: which layers give the query, and the sentence encoder that may replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from slm.config import RetrievalConfig
+from slm.errors import BackboneError, ConfigError
+
+DEEP = 16
+"""From this many layers on the query is read inside the one forward pass."""
+
+
+def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
+    """Layers whose mean hidden states make the query (method section 2c).
+
+    The defaults were measured (``docs/log.md``): a shallow backbone spends a frozen pass and reads a sixth, a
+    half and five sixths of its depth; a deep one reads only its first layers, so that the rest can still bend.
+
+    Raises:
+        ConfigError: a configured layer does not exist.
+    """
+    if config.layers is not None:
+        if max(config.layers) > num_layers:
+            raise ConfigError(
+                f"layers has {max(config.layers)}, the backbone has {num_layers} layers: lower it"
+            )
+        return tuple(sorted(set(config.layers)))
+    if num_layers >= DEEP:
+        last = max(2, round(num_layers / 7.5))
+        return (last // 2, last)
+    return tuple(sorted({max(1, round(num_layers * part / 6)) for part in (1, 3, 5)}))
+
+
+def num_passes(config: RetrievalConfig, num_layers: int) -> int:
+    """1 when the query is read inside the forward pass, 2 when a frozen pass precedes it."""
+    if config.num_passes is not None:
+        return config.num_passes
+    return 1 if num_layers >= DEEP else 2
+
+
+def first_bent_block(config: RetrievalConfig, num_layers: int) -> int:
+    """The first block that may carry increments: those that make the query stay frozen in a single pass.
+
+    Raises:
+        ConfigError: nothing would be left to bend.
+    """
+    if config.extractor == "sentence" or num_passes(config, num_layers) == 2:
+        return 0
+    first = max(query_layers(config, num_layers))
+    if first >= num_layers:
+        raise ConfigError(
+            f"the query is read after layer {first} of {num_layers} in one pass, which leaves nothing to bend: "
+            "lower layers or set num_passes to 2"
+        )
+    return first
+
+
+class SentenceExtractor:
+    """A frozen sentence-transformers encoder as extractor.
+
+    Args:
+        path: folder or hub id of the encoder.
+        device: where it runs.
+
+    Raises:
+        BackboneError: the package or the model is missing.
+    """
+
+    def __init__(self, path: str, device: str = "cpu") -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise BackboneError(
+                "the sentence extractor needs sentence-transformers: pip install 'scalable-lm[sentence]'"
+            ) from error
+        try:
+            self._model: Any = SentenceTransformer(path, device=device)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BackboneError(
+                f"sentence model {path!r} cannot be loaded ({' '.join(str(error).split())[:160]}): "
+                "give a folder or hub id of a sentence-transformers model"
+            ) from error
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "B C"]:
+        """Queries (B, C) float32 of some texts."""
+        queries = self._model.encode(
+            list(texts), convert_to_tensor=True, show_progress_bar=False, batch_size=max(1, len(texts))
+        )
+        return torch.as_tensor(queries, dtype=torch.float32).cpu().clone()
