@@ -1,0 +1,423 @@
+"""``ScalableLM``: the one place where extractor, keys, increments and backbone meet."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from slm.answer import Answer, Candidate, Explanation
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.decode import generate, prefill, score_labels
+from slm.backbone.heads import apply_head
+from slm.backbone.load import load_backbone, locate
+from slm.backbone.prompts import Batch, Prompt, Row
+from slm.backbone.reparameterize import Mixture
+from slm.config import Config
+from slm.errors import StoreError, TaskError
+from slm.increments.pool import IncrementPool
+from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_layers
+from slm.retrieval.retriever import Retrieved, Retriever
+from slm.store import Manifest, Store, TaskRecord
+
+if TYPE_CHECKING:
+    from slm.evaluation.matrix import Evaluation
+    from slm.learning.learner import LearningReport
+    from slm.tasks import Stream, Task
+
+POOL_BYTES = 1 << 30
+"""Default budget of the increment pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """The tasks a model answers from: one consistent snapshot of the store.
+
+    Attributes:
+        version: of the store when it was read.
+        records: the tasks in learning order.
+        retriever: decides among them; None when there are none.
+    """
+
+    version: int
+    records: tuple[TaskRecord, ...]
+    retriever: Retriever | None
+
+
+class ScalableLM:
+    """A frozen backbone and everything it has been taught.
+
+    Made by :meth:`create` and :meth:`open`. One model may be asked from several threads; they take turns.
+    """
+
+    def __init__(self, store: Store, backbone: Backbone, config: Config) -> None:
+        self.store = store
+        self.backbone = backbone
+        self.config = config
+        self.layers = query_layers(config.retrieval, backbone.num_layers)
+        self._is_two_pass = num_passes(config.retrieval, backbone.num_layers) == 2
+        backbone.prepare(config.increments.targets, first_bent_block(config.retrieval, backbone.num_layers))
+        self._extractor = (
+            SentenceExtractor(locate(config.retrieval.sentence_model), str(backbone.device))
+            if config.retrieval.extractor == "sentence"
+            else None
+        )
+        self._pool = IncrementPool(self._load_increment, POOL_BYTES)
+        self._heads: dict[str, Mapping[str, Tensor]] = {}
+        self._lock = threading.RLock()
+        self._is_pinned = False
+        self._knowledge = self._read(store.tasks(), store.version)
+
+    @classmethod
+    def create(
+        cls, path: str | Path, backbone: str | Backbone = "minilm", config: Config | None = None
+    ) -> ScalableLM:
+        """Make an empty store in a new or empty folder and open it.
+
+        Args:
+            path: the store's folder.
+            backbone: alias, folder, ``.gguf`` file or hub id, or a backbone loaded before.
+            config: settings of the store; they stay with it.
+
+        Raises:
+            BackboneError: the backbone cannot be loaded or re-parameterized.
+            StoreError: the folder is not empty or cannot be written.
+        """
+        config = config or Config()
+        loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
+        first_bent_block(config.retrieval, loaded.num_layers)  # refuse misfits before anything is written
+        manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
+        return cls(Store.create(path, manifest), loaded, config)
+
+    @classmethod
+    def open(cls, path: str | Path, backbone: str | Backbone | None = None) -> ScalableLM:
+        """Open a store, with the backbone it names or another copy of the same one.
+
+        Raises:
+            StoreError: no store is there, it is damaged, or it was made with another backbone.
+            BackboneError: the backbone cannot be loaded.
+        """
+        store = Store.open(path)
+        config = Config.from_mapping(store.manifest.config)
+        wanted = backbone if backbone is not None else store.manifest.backbone_source
+        loaded = load_backbone(wanted, config.backbone) if isinstance(wanted, str) else wanted
+        if loaded.fingerprint != store.manifest.backbone_fingerprint:
+            raise StoreError(
+                f"store {path} was made with backbone {store.manifest.backbone_source!r} (fingerprint "
+                f"{store.manifest.backbone_fingerprint[:12]}), got {loaded.source!r} ({loaded.fingerprint[:12]}): "
+                "open it with the backbone it was made with"
+            )
+        return cls(store, loaded, config)
+
+    @property
+    def tasks(self) -> tuple[TaskRecord, ...]:
+        """The tasks this model answers from, in learning order."""
+        self._refresh()
+        return self._knowledge.records
+
+    def learn(self, task: Task, **settings: Any) -> LearningReport:
+        """Teach one task: prepare, fine-tune, commit (method section 4).
+
+        Args:
+            task: what to learn.
+            **settings: fields of :class:`slm.config.LearningConfig` that differ from the store's defaults.
+
+        Raises:
+            TaskError: the name is taken.
+            DataError: a row cannot be used.
+            LearningError: training failed; nothing was stored.
+        """
+        from slm.learning import learn_task
+
+        with self._lock:
+            return learn_task(self, task, **settings)
+
+    def evaluate(self, stream: Stream, **options: Any) -> Evaluation:
+        """Accuracy matrix and metrics of method section 5; see :func:`slm.evaluation.evaluate_stream`."""
+        from slm.evaluation import evaluate_stream
+
+        return evaluate_stream(self, stream, **options)
+
+    def forget(self, name: str) -> None:
+        """Remove a task; what is left answers as if it had never been taught.
+
+        Raises:
+            TaskError: there is no such task.
+        """
+        with self._lock:
+            record = self.store.forget(name)
+            self._heads.pop(record.commit_id, None)
+            for index in range(record.num_increments):
+                self._pool.drop((record.commit_id, index))
+            self._refresh()
+
+    def restricted(self, names: Sequence[str], *, is_abstaining: bool | None = None) -> ScalableLM:
+        """A model of the same backbone and store that knows only some of the tasks, and stays so.
+
+        With one name and no abstention it is the oracle: every row is given that task's knowledge.
+
+        Raises:
+            TaskError: a name is unknown.
+        """
+        records = [self.store.task(name) for name in names]
+        other = object.__new__(ScalableLM)
+        other.__dict__.update(self.__dict__)
+        if is_abstaining is not None:
+            retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
+            other.config = replace(self.config, retrieval=retrieval)
+        other._is_pinned = True
+        other._knowledge = other._read(records, self._knowledge.version)
+        return other
+
+    def ask(
+        self,
+        questions: str | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int = 32,
+        is_truncating: bool = False,
+    ) -> list[Answer]:
+        """Answer questions of any task without being told which.
+
+        Args:
+            questions: texts, or conversations as lists of {"role", "content"}; one text is one question.
+            max_new_tokens: longest generated answer.
+            batch_size: rows computed together; it changes the speed, not the answers.
+            is_truncating: cut the middle out of an over-long question instead of refusing it.
+
+        Returns:
+            One answer per question, in order.
+
+        Raises:
+            DataError: a question is empty or too long; the message gives its number.
+        """
+        prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
+        room = max_new_tokens if self.backbone.kind is BackboneKind.CAUSAL else 0
+        rows = self._rows(prompts, is_truncating, min(room, self.backbone.renderer.max_tokens // 2))
+        answers: list[Answer | None] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+        with self._lock, torch.inference_mode():
+            self._refresh()
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                batch = self.backbone.batch([rows[i] for i in chosen])
+                texts = [_words(prompts[i]) for i in chosen]
+                for i, answer in zip(chosen, self._answer(batch, texts, max_new_tokens), strict=True):
+                    answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def explain(self, question: Prompt, *, is_truncating: bool = False) -> Explanation:
+        """DTKR's whole decision for one question: distances, thresholds, weights.
+
+        Raises:
+            DataError: the question is empty or too long.
+        """
+        with self._lock:
+            self._refresh()
+            text = _words(question)
+            retrieved = self.retrieve([question], is_truncating=is_truncating)
+            if retrieved is None:
+                return Explanation(text, (), True)
+        used = _task_weights(retrieved, 0)
+        candidates = []
+        for number, record in enumerate(self._knowledge.records):
+            own = (retrieved.owners == number).nonzero()[:, 0]
+            key = own[retrieved.distances[0, own].argmin()]
+            candidates.append(
+                Candidate(
+                    task=record.name,
+                    weight=used.get(number, 0.0),
+                    probability=float(retrieved.posterior[0, own].sum()),
+                    distance=float(retrieved.distances[0, key]),
+                    threshold=float(retrieved.thresholds[key]),
+                )
+            )
+        return Explanation(
+            text, tuple(sorted(candidates, key=lambda c: c.distance)), bool(retrieved.is_abstained[0])
+        )
+
+    def retrieve(self, questions: Sequence[Prompt], *, is_truncating: bool = False) -> Retrieved | None:
+        """DTKR alone, for many questions; None while the model knows no task."""
+        if self._knowledge.retriever is None:
+            return None
+        return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
+
+    def queries(self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32) -> Tensor:
+        """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
+        rows = self._rows(questions, is_truncating, 0)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        with self._lock, torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                if self._extractor is not None:
+                    queries = self._extractor([_words(questions[i]) for i in chosen])
+                else:
+                    batch = self.backbone.batch([rows[i] for i in chosen])
+                    queries = self.backbone.queries(batch, self.layers).cpu()
+                for i, query in zip(chosen, queries, strict=True):
+                    found[i] = query
+        return torch.stack(found)
+
+    def _rows(self, prompts: Sequence[Prompt], is_truncating: bool, room: int) -> list[Row]:
+        return [
+            self.backbone.row(prompt, is_truncating=is_truncating, where=f"question {i}", room=room)
+            for i, prompt in enumerate(prompts, start=1)
+        ]
+
+    def _read(self, records: Sequence[TaskRecord], version: int) -> Knowledge:
+        retriever = None
+        if records:
+            keys = self.store.all_keys(records)
+            retriever = Retriever(keys, self.store.scatter_sum(records), self.config.retrieval)
+        return Knowledge(version, tuple(records), retriever)
+
+    def _refresh(self) -> None:
+        """Take in what other processes have committed or forgotten since."""
+        if not self._is_pinned and self.store.version != self._knowledge.version:
+            version = self.store.version
+            self._knowledge = self._read(self.store.tasks(), version)
+
+    def _load_increment(self, key: Any) -> Any:
+        commit_id, index = key
+        record = next(r for r in self._knowledge.records if r.commit_id == commit_id)
+        return self.store.increment(record, index)
+
+    def _mixture(self, retrieved: Retrieved) -> Mixture:
+        """Turn kept keys into increments: what crosses from DTKR to JARe."""
+        records = self._knowledge.records
+        slots = torch.zeros_like(retrieved.tasks)
+        places: dict[tuple[str, int], int] = {}
+        for row, column in (retrieved.weights > 0).nonzero().tolist():
+            record = records[int(retrieved.tasks[row, column])]
+            key = (record.commit_id, int(retrieved.increments[row, column]))
+            slots[row, column] = places.setdefault(key, len(places))
+        return Mixture(self._pool.get(list(places)), slots, retrieved.weights)
+
+    @contextlib.contextmanager
+    def _adapting(self, batch: Batch, texts: Sequence[str]) -> Iterator[list[Retrieved]]:
+        """Within the block, the backbone retrieves for this batch and bends to it.
+
+        Yields a list that holds the decision as soon as it is taken: at once, or, where the query is read
+        inside the forward pass, after that pass.
+        """
+        decided: list[Retrieved] = []
+        retriever, bound = self._knowledge.retriever, self.backbone.reparameterizer
+
+        def decide(queries: Tensor) -> None:
+            assert retriever is not None
+            decided.append(retriever(queries))
+            bound.bind(self._mixture(decided[0]))
+
+        bound.release()
+        try:
+            if retriever is None:
+                yield decided
+            elif self._extractor is not None:
+                decide(self._extractor(texts))
+                yield decided
+            elif self._is_two_pass:
+                decide(self.backbone.queries(batch, self.layers))
+                yield decided
+            else:
+                with self.backbone.reading_query(batch, self.layers, decide):
+                    yield decided
+        finally:
+            bound.release()
+
+    def _answer(self, batch: Batch, texts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+        with self._adapting(batch, texts) as decided:
+            if self.backbone.kind is BackboneKind.ENCODER:
+                pooled = self.backbone.pooled(batch) if self._knowledge.records else None
+                return self._answer_by_heads(pooled, decided, len(texts))
+            return self._answer_by_words(batch, decided, max_new_tokens)
+
+    def _answer_by_heads(self, pooled: Tensor | None, decided: list[Retrieved], num_rows: int) -> list[Answer]:
+        """Labels of an encoder: the heads of the retrieved tasks, mixed by their weights."""
+        if pooled is None:
+            return [Answer(None, "frozen", 0.0, (), True)] * num_rows
+        used = [_task_weights(decided[0], row) for row in range(num_rows)]
+        chances: list[dict[str, float]] = [{} for _ in range(num_rows)]
+        for number in sorted({n for weights in used for n in weights}):
+            record = self._knowledge.records[number]
+            rows = [row for row in range(num_rows) if number in used[row]]
+            shares = apply_head(self._head(record), pooled[rows]).softmax(-1)
+            for row, row_shares in zip(rows, shares.tolist(), strict=True):
+                for label, share in zip(record.labels, row_shares, strict=True):
+                    chances[row][label] = chances[row].get(label, 0.0) + share * used[row][number]
+        return [self._labelled(*row) for row in zip(chances, used, strict=True)]
+
+    def _answer_by_words(self, batch: Batch, decided: list[Retrieved], max_new_tokens: int) -> list[Answer]:
+        """Answers of a causal backbone: label texts scored, or text generated, from one prefill."""
+        start = prefill(self.backbone, batch)
+        num_rows = batch.ids.shape[0]
+        records = self._knowledge.records
+        used = [_task_weights(decided[0], row) if decided else {} for row in range(num_rows)]
+        answers: dict[int, Answer] = {}
+        naming = [row for row in range(num_rows) if used[row] and records[next(iter(used[row]))].labels]
+        if naming:
+            classes = [{n: w for n, w in used[row].items() if records[n].labels} for row in naming]
+            labels = [sorted({y for n in row for y in records[n].labels}) for row in classes]
+            for row, own, texts, scores in zip(
+                naming, classes, labels, score_labels(self.backbone, start, naming, labels), strict=True
+            ):
+                chances = _mix_labels(own, texts, scores, records)
+                answers[row] = self._labelled(chances, used[row])
+        writing = [row for row in range(num_rows) if row not in answers]
+        if writing:
+            for row, text in zip(writing, generate(self.backbone, start, writing, max_new_tokens), strict=True):
+                kind = "generation" if used[row] else "frozen"
+                answers[row] = Answer(text.text, kind, text.confidence, self._named(used[row]), not used[row])
+        return [answers[row] for row in range(num_rows)]
+
+    def _labelled(self, chances: Mapping[str, float], used: Mapping[int, float]) -> Answer:
+        if not chances:
+            return Answer(None, "frozen", 0.0, (), True)
+        label = max(chances, key=lambda y: chances[y])
+        return Answer(label, "classification", chances[label], self._named(used), False)
+
+    def _named(self, used: Mapping[int, float]) -> tuple[tuple[str, float], ...]:
+        return tuple((self._knowledge.records[number].name, weight) for number, weight in used.items())
+
+    def _head(self, record: TaskRecord) -> Mapping[str, Tensor]:
+        if record.commit_id not in self._heads:
+            head = self.store.head(record)
+            if head is None:
+                raise TaskError(
+                    f"task {record.name!r} has no head, so an encoder cannot answer it: learn it again"
+                )
+            self._heads[record.commit_id] = head
+        return self._heads[record.commit_id]
+
+
+def _task_weights(retrieved: Retrieved, row: int) -> dict[int, float]:
+    """Weight per task number of one row, largest first; empty when it abstained."""
+    weights: dict[int, float] = {}
+    for task, weight in zip(retrieved.tasks[row].tolist(), retrieved.weights[row].tolist(), strict=True):
+        if weight > 0:
+            weights[task] = weights.get(task, 0.0) + weight
+    return dict(sorted(weights.items(), key=lambda item: -item[1]))
+
+
+def _mix_labels(
+    used: Mapping[int, float], texts: Sequence[str], scores: Tensor, records: Sequence[TaskRecord]
+) -> dict[str, float]:
+    """p(y) = Σ_tasks w_task · softmax over that task's labels, renormalised over the tasks with labels."""
+    chances = dict.fromkeys(texts, 0.0)
+    total = sum(used.values())
+    for number, weight in used.items():
+        own = [texts.index(label) for label in records[number].labels]
+        for i, share in zip(own, scores[own].softmax(0).tolist(), strict=True):
+            chances[texts[i]] += share * weight / total
+    return chances
+
+
+def _words(prompt: Prompt) -> str:
+    """The words of a prompt as one text, for a sentence encoder or a report."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
