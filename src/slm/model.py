@@ -248,7 +248,9 @@ class ScalableLM:
             return None
         return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
 
-    def queries(self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32) -> Tensor:
+    def queries(
+        self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
+    ) -> Tensor:
         """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
         rows = self._rows(questions, is_truncating, 0)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
@@ -338,7 +340,9 @@ class ScalableLM:
                 return self._answer_by_heads(pooled, decided, len(texts))
             return self._answer_by_words(batch, decided, max_new_tokens)
 
-    def _answer_by_heads(self, pooled: Tensor | None, decided: list[Retrieved], num_rows: int) -> list[Answer]:
+    def _answer_by_heads(
+        self, pooled: Tensor | None, decided: list[Retrieved], num_rows: int
+    ) -> list[Answer]:
         """Labels of an encoder: the heads of the retrieved tasks, mixed by their weights."""
         if pooled is None:
             return [Answer(None, "frozen", 0.0, (), True)] * num_rows
@@ -371,7 +375,9 @@ class ScalableLM:
                 answers[row] = self._labelled(chances, used[row])
         writing = [row for row in range(num_rows) if row not in answers]
         if writing:
-            for row, text in zip(writing, generate(self.backbone, start, writing, max_new_tokens), strict=True):
+            for row, text in zip(
+                writing, generate(self.backbone, start, writing, max_new_tokens), strict=True
+            ):
                 kind = "generation" if used[row] else "frozen"
                 answers[row] = Answer(text.text, kind, text.confidence, self._named(used[row]), not used[row])
         return [answers[row] for row in range(num_rows)]

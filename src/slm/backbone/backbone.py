@@ -45,7 +45,9 @@ class Backbone:
         config: window and prompt format.
     """
 
-    def __init__(self, source: str, kind: BackboneKind, model: Any, tokenizer: Any, config: BackboneConfig) -> None:
+    def __init__(
+        self, source: str, kind: BackboneKind, model: Any, tokenizer: Any, config: BackboneConfig
+    ) -> None:
         self.source = source
         self.kind = kind
         self.model = model.eval().requires_grad_(False)
@@ -53,17 +55,21 @@ class Backbone:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         if kind is BackboneKind.CAUSAL and tokenizer.eos_token_id is None:
-            raise BackboneError(f"the tokenizer of {source!r} has no end token: set one in its tokenizer_config")
+            raise BackboneError(
+                f"the tokenizer of {source!r} has no end token: set one in its tokenizer_config"
+            )
         window = getattr(model.config, "max_position_embeddings", None) or 512
         if config.max_tokens is not None and config.max_tokens > window:
-            raise ConfigError(f"max_tokens is {config.max_tokens}, the window of {source!r} holds {window}: lower it")
+            raise ConfigError(
+                f"max_tokens is {config.max_tokens}, the window of {source!r} holds {window}: lower it"
+            )
         wanted = config.prompt_format
         if wanted == "auto":
             wanted = "chat" if tokenizer.chat_template else "plain"
         prompt_format = "raw" if kind is BackboneKind.ENCODER else wanted
         self.renderer = Renderer(tokenizer, prompt_format, config.max_tokens or min(window, 512))
         self.fingerprint = _fingerprint(model, tokenizer)
-        self._side = "right" if kind is BackboneKind.ENCODER else "left"
+        self.side = "right" if kind is BackboneKind.ENCODER else "left"
         self._reparameterizer: Reparameterizer | None = None
 
     @property
@@ -98,7 +104,7 @@ class Backbone:
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Pad rows for this backbone and move them to its device."""
-        return self.renderer.batch(rows, self._side).to(self.device)
+        return self.renderer.batch(rows, self.side).to(self.device)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The keyword arguments of the model's forward that a batch stands for."""

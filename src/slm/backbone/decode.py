@@ -80,7 +80,11 @@ def score_labels(
 
 
 def _later_log_probs(
-    backbone: Backbone, start: Prefill, rows: Sequence[int], tokens: Sequence[Sequence[Sequence[int]]], width: int
+    backbone: Backbone,
+    start: Prefill,
+    rows: Sequence[int],
+    tokens: Sequence[Sequence[Sequence[int]]],
+    width: int,
 ) -> Float[Tensor, "B W V"]:
     """Log-probabilities after every label token but the last, (B', W, V)."""
     index = torch.tensor(rows, device=backbone.device)

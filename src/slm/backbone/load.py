@@ -65,8 +65,10 @@ ALIASES = {
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(
-            stream
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(stream)
         )
 
 
@@ -128,7 +130,9 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
             hf_config = transformers.AutoConfig.from_pretrained(path)
             kind = _kind(source, hf_config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            auto = transformers.AutoModelForCausalLM if kind is BackboneKind.CAUSAL else transformers.AutoModel
+            auto = (
+                transformers.AutoModelForCausalLM if kind is BackboneKind.CAUSAL else transformers.AutoModel
+            )
             options = {} if kind is BackboneKind.CAUSAL else _without_pooler(hf_config)
             model = auto.from_pretrained(path, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

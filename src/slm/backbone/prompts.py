@@ -110,7 +110,9 @@ class Renderer:
         after = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
         return before, after
 
-    def row(self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str, room: int = 0) -> Row:
+    def row(
+        self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str, room: int = 0
+    ) -> Row:
         """Tokenize one prompt, and its answer when given.
 
         Args:

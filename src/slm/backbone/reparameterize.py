@@ -133,7 +133,9 @@ class LearningBinding(nn.Module):
     A starts uniform (Kaiming), B at zero, so a new increment changes nothing (method section 3).
     """
 
-    def __init__(self, layer: nn.Linear, rank: int, scale: float, dropout: float, seed: torch.Generator) -> None:
+    def __init__(
+        self, layer: nn.Linear, rank: int, scale: float, dropout: float, seed: torch.Generator
+    ) -> None:
         super().__init__()
         bound = layer.in_features**-0.5
         A = (torch.rand(rank, layer.in_features, generator=seed) * 2 - 1) * bound
@@ -143,7 +145,7 @@ class LearningBinding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """s · B A x."""
+        """S · B A x."""
         down = self.dropout(x) @ self.A.to(x.dtype).T
         return down @ (self.B * self.scale).to(x.dtype).T
 
@@ -265,5 +267,9 @@ def _gather(name: str, base: nn.Linear, mixture: Mixture) -> Binding | None:
         slots, weights = slots[:1], weights[:1]
     num_rows = slots.shape[0]
     down = torch.stack(downs)[slots].permute(0, 2, 1, 3).reshape(num_rows, base.in_features, -1)
-    up = (torch.stack(ups)[slots] * weights[:, :, None, None]).reshape(num_rows, -1, base.out_features).to(dtype)
+    up = (
+        (torch.stack(ups)[slots] * weights[:, :, None, None])
+        .reshape(num_rows, -1, base.out_features)
+        .to(dtype)
+    )
     return SharedBinding(down[0], up[0]) if mixture.is_shared else RowBinding(down, up)

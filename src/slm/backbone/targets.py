@@ -18,7 +18,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
     ]
-    stacks = [(name, stack) for name, stack in stacks if any(isinstance(m, nn.Linear) for m in stack.modules())]
+    stacks = [
+        (name, stack) for name, stack in stacks if any(isinstance(m, nn.Linear) for m in stack.modules())
+    ]
     if not stacks:
         raise BackboneError(
             f"{type(model).__name__} has no stack of blocks with linear layers: slm cannot re-parameterize it"

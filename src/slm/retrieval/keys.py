@@ -68,7 +68,9 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
     x = queries.to(torch.float64)
     if not torch.isfinite(x).all():
         row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise DataError(f"the query of training row {row + 1} is not finite: the backbone overflows on this text")
+        raise DataError(
+            f"the query of training row {row + 1} is not finite: the backbone overflows on this text"
+        )
     counts = torch.bincount(assignments)
     means = torch.zeros(len(counts), x.shape[1], dtype=torch.float64).index_add_(0, assignments, x)
     means /= counts[:, None]

@@ -53,7 +53,9 @@ class Retriever:
         config: K, temperature, smallest weight and abstention.
     """
 
-    def __init__(self, tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], config: RetrievalConfig) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], config: RetrievalConfig
+    ) -> None:
         self.config = config
         self.scorer = fit_scorer(tasks, scatter_sum, config.false_refusal_rate)
 

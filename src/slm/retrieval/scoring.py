@@ -59,7 +59,9 @@ class GaussianScorer:
         return squares - 2 * y @ self.keys.T + (self.keys * self.keys).sum(1)
 
 
-def fit_scorer(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], false_refusal_rate: float) -> GaussianScorer:
+def fit_scorer(
+    tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], false_refusal_rate: float
+) -> GaussianScorer:
     """Fit the scorer to the tasks of a store.
 
     Args:
@@ -89,9 +91,7 @@ def fit_scorer(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], fals
     for task in tasks:
         spread = _own_spread(task, projection, inverse, rho, num_rows)
         own = (task.means - centre) @ projection
-        thresholds += [
-            _tail(key, shares, spread, task.scales, false_refusal_rate) for key in own
-        ]
+        thresholds += [_tail(key, shares, spread, task.scales, false_refusal_rate) for key in own]
     return GaussianScorer(
         tasks=owners,
         increments=torch.cat([t.increments for t in tasks]),

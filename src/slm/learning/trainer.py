@@ -1,0 +1,263 @@
+"""Fine-tuning one increment with Hugging Face Trainer.
+
+What Trainer sees is a module that holds only the new parameters (increment and head): the frozen backbone
+stands outside, so checkpoints are small, and logging, resuming and several processes come with Trainer.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.heads import Head
+from slm.backbone.prompts import Batch, Row
+from slm.backbone.reparameterize import LearningBinding
+from slm.config import IncrementConfig, LearningConfig
+from slm.errors import LearningError
+from slm.increments.increment import Increment, LowRankPair
+from slm.learning.objectives import Outcome, answer_objective, label_objective
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A tokenized example; ``label`` is its index among the task's labels, 0 for free text."""
+
+    row: Row
+    label: int
+
+
+class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Training rows as Trainer likes them; ``input_ids`` is there for grouping by length."""
+
+    def __init__(self, rows: Sequence[TrainingRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.rows[index]
+        return {"input_ids": item.row.prompt + item.row.target, "item": item}
+
+
+class Learnable(nn.Module):
+    """The new knowledge of one task: an increment and, for an encoder, a head (method section 4, step 2).
+
+    Args:
+        backbone: frozen; the increment is bound to its layers while this module is in use.
+        shape: rank, scale and targets.
+        config: dropout and seed.
+        num_labels: labels of the task, 0 for free text.
+    """
+
+    def __init__(
+        self, backbone: Backbone, shape: IncrementConfig, config: LearningConfig, num_labels: int
+    ) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # in a tuple, so that torch does not count it among the parameters
+        self._config = config
+        self._shape = shape
+        seed = torch.Generator().manual_seed(config.seed)
+        layers = backbone.reparameterizer.layers
+        self.names = list(layers)
+        self.bindings = nn.ModuleList(
+            LearningBinding(layers[name].base, shape.rank, shape.alpha / shape.rank, config.dropout, seed)
+            for name in self.names
+        )
+        has_head = backbone.kind is BackboneKind.ENCODER
+        self.head = Head(backbone.num_channels, num_labels) if has_head else None
+        self.to(backbone.device)
+
+    def bind(self) -> None:
+        """Bend the backbone with this module's parameters."""
+        self._backbone[0].reparameterizer.bind_each(dict(zip(self.names, self.bindings, strict=True)))  # type: ignore[arg-type]
+
+    def outcome(self, batch: Batch, labels: Tensor) -> Outcome:
+        """Loss and right answers of a batch."""
+        if self.head is None:
+            return answer_objective(self._backbone[0], batch)
+        return label_objective(self._backbone[0], self.head, batch, labels)
+
+    def forward(self, labels: Tensor, **batch: Tensor) -> dict[str, Tensor]:
+        """The loss, as Trainer wants it."""
+        loss = self.outcome(Batch(**batch), labels).loss
+        if not torch.isfinite(loss):
+            raise LearningError(
+                f"the loss became {float(loss)} while learning, so nothing was stored: lower learning_rate "
+                f"({self._config.learning_rate:g}) or look for odd texts"
+            )
+        return {"loss": loss}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Increment and head with their own learning rates."""
+        config = self._config
+        groups = [{"params": list(self.bindings.parameters()), "lr": config.learning_rate}]
+        if self.head is not None:
+            groups.append({"params": list(self.head.parameters()), "lr": config.head_learning_rate})
+        return [{**group, "weight_decay": config.weight_decay} for group in groups]
+
+    def increment(self) -> Increment:
+        """The learned increment, detached, in float32 on the CPU."""
+        pairs = {
+            name: LowRankPair(binding.A.detach().float().cpu(), binding.B.detach().float().cpu())  # type: ignore[union-attr, operator]
+            for name, binding in zip(self.names, self.bindings, strict=True)
+        }
+        return Increment(pairs, self._shape.rank, self._shape.alpha)
+
+    def head_tensors(self) -> dict[str, Tensor] | None:
+        """The learned head, detached, in float32 on the CPU; None for a causal backbone."""
+        if self.head is None:
+            return None
+        return {name: tensor.detach().float().cpu() for name, tensor in self.head.state_dict().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """How training went.
+
+    Attributes:
+        num_epochs: epochs run.
+        validation_loss: best validation loss; None without a validation split.
+    """
+
+    num_epochs: float
+    validation_loss: float | None
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """One bar for the whole fine-tuning, on standard error."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix(validation_loss=f"{metrics['eval_loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+def fit(
+    learnable: Learnable,
+    backbone: Backbone,
+    train: Sequence[TrainingRow],
+    validation: Sequence[TrainingRow],
+    config: LearningConfig,
+    title: str,
+) -> TrainingResult:
+    """Fine-tune, keep the parameters of the best validation loss, and leave the backbone frozen as it was.
+
+    Raises:
+        LearningError: the loss is not finite.
+    """
+
+    def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = backbone.renderer.batch([item["item"].row for item in items], backbone.side)
+        columns = {name: getattr(batch, name) for name in Batch.__slots__}
+        return {**columns, "labels": torch.tensor([item["item"].label for item in items])}
+
+    with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch:
+        folder = Path(config.checkpoint_folder or scratch)
+        callbacks: list[Any] = [_Progress(title)] if config.has_progress else []
+        if validation:
+            callbacks.append(EarlyStoppingCallback(config.patience))
+        trainer = Trainer(
+            model=learnable,
+            args=_arguments(config, folder, len(train), bool(validation), backbone.device.type),
+            data_collator=collate,
+            train_dataset=RowDataset(train),
+            eval_dataset=RowDataset(validation) if validation else None,
+            optimizers=(torch.optim.AdamW(learnable.parameter_groups()), None),
+            callbacks=callbacks,
+        )
+        for callback in ("PrinterCallback", "ProgressCallback"):
+            _remove_callback(trainer, callback)
+        learnable.bind()
+        try:
+            last = get_last_checkpoint(str(folder)) if config.checkpoint_folder and folder.is_dir() else None
+            trainer.train(resume_from_checkpoint=last)
+        finally:
+            backbone.reparameterizer.release()
+        best = trainer.state.best_metric if validation else None
+        return TrainingResult(float(trainer.state.epoch or 0.0), best)
+
+
+def _arguments(
+    config: LearningConfig, folder: Path, num_rows: int, has_validation: bool, device: str
+) -> TrainingArguments:
+    num_steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=4 * config.batch_size,
+        num_train_epochs=config.num_epochs,
+        max_grad_norm=config.max_grad_norm,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(num_steps * config.warmup_share),
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch" if has_validation else "no",
+        save_strategy="epoch" if has_validation or config.checkpoint_folder else "no",
+        save_only_model=config.checkpoint_folder is None,
+        save_total_limit=2,
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False if has_validation else None,
+        prediction_loss_only=True,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        use_cpu=device == "cpu",
+        seed=config.seed,
+        label_names=["labels"],
+    )
+
+
+def _remove_callback(trainer: Any, name: str) -> None:
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == name:
+            trainer.remove_callback(callback)
+
+
+@torch.no_grad()
+def validation_score(
+    learnable: Learnable, backbone: Backbone, rows: Sequence[TrainingRow], batch_size: int
+) -> float | None:
+    """Share of right labels (encoder) or of right answer tokens (causal) on the validation split."""
+    if not rows:
+        return None
+    learnable.eval()
+    learnable.bind()
+    correct = counted = 0
+    try:
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            labels = torch.tensor([item.label for item in chosen], device=backbone.device)
+            outcome = learnable.outcome(backbone.batch([item.row for item in chosen]), labels)
+            correct += int(outcome.num_correct)
+            counted += int(outcome.num_counted)
+    finally:
+        backbone.reparameterizer.release()
+    return correct / counted
