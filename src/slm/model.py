@@ -110,8 +110,8 @@ class ScalableLM:
         if loaded.fingerprint != store.manifest.backbone_fingerprint:
             raise StoreError(
                 f"store {path} was made with backbone {store.manifest.backbone_source!r} (fingerprint "
-                f"{store.manifest.backbone_fingerprint[:12]}), got {loaded.source!r} ({loaded.fingerprint[:12]}): "
-                "open it with the backbone it was made with"
+                f"{store.manifest.backbone_fingerprint[:12]}), got {loaded.source!r} "
+                f"({loaded.fingerprint[:12]}): open it with the backbone it was made with"
             )
         return cls(store, loaded, config)
 

@@ -138,8 +138,8 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
-            f"backbone {source!r} cannot be loaded ({reason}): give an alias ({', '.join(ALIASES)}), a folder "
-            "with a transformers model, a .gguf file or a hub id that this machine can reach"
+            f"backbone {source!r} cannot be loaded ({reason}): give an alias ({', '.join(ALIASES)}), a "
+            "folder with a transformers model, a .gguf file or a hub id that this machine can reach"
         ) from error
     return Backbone(source, kind, model.to(device), tokenizer, config)
 
@@ -154,8 +154,8 @@ def _kind(source: str, hf_config: Any) -> BackboneKind:
 
     if getattr(hf_config, "is_encoder_decoder", False):
         raise BackboneError(
-            f"backbone {source!r} is a sequence-to-sequence model ({hf_config.model_type}), which this version "
-            "does not teach yet: use an encoder such as 'minilm' or a causal model such as 'smollm2'"
+            f"backbone {source!r} is a sequence-to-sequence model ({hf_config.model_type}), which this "
+            "version does not teach yet: use an encoder such as 'minilm' or a causal model such as 'smollm2'"
         )
     architectures = " ".join(hf_config.architectures or ())
     is_causal = type(hf_config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING

@@ -194,7 +194,8 @@ class Reparameterizer:
                 setattr(parent, leaf, wrapped)
             else:
                 raise BackboneError(
-                    f"module {name} is a {type(base).__name__}, not a linear layer: it cannot be re-parameterized"
+                    f"module {name} is a {type(base).__name__}, not a linear layer: "
+                    "it cannot be re-parameterized"
                 )
             self.layers[name] = wrapped
 

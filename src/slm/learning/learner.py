@@ -153,8 +153,8 @@ def _check(model: ScalableLM, task: Task) -> None:
         raise TaskError(f"task {task.name!r} is already learned: forget it first or choose another name")
     if model.backbone.kind is BackboneKind.ENCODER and task.kind is TaskKind.GENERATION:
         raise TaskError(
-            f"task {task.name!r} asks for free text, which the encoder {model.backbone.source!r} cannot write: "
-            "use a causal backbone such as 'smollm2'"
+            f"task {task.name!r} asks for free text, which the encoder {model.backbone.source!r} cannot "
+            "write: use a causal backbone such as 'smollm2'"
         )
 
 

@@ -19,8 +19,8 @@ DEEP = 16
 def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
     """Layers whose mean hidden states make the query (method section 2c).
 
-    The defaults were measured (``docs/log.md``): a shallow backbone spends a frozen pass and reads a sixth, a
-    half and five sixths of its depth; a deep one reads only its first layers, so that the rest can still bend.
+    The defaults were measured (``docs/log.md``): a shallow backbone spends a frozen pass and reads a sixth,
+    a half and five sixths of its depth; a deep one reads only its first layers, so that the rest can bend.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -55,8 +55,8 @@ def first_bent_block(config: RetrievalConfig, num_layers: int) -> int:
     first = max(query_layers(config, num_layers))
     if first >= num_layers:
         raise ConfigError(
-            f"the query is read after layer {first} of {num_layers} in one pass, which leaves nothing to bend: "
-            "lower layers or set num_passes to 2"
+            f"the query is read after layer {first} of {num_layers} in one pass, which leaves nothing to "
+            "bend: lower layers or set num_passes to 2"
         )
     return first
 
