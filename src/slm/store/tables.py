@@ -1,0 +1,260 @@
+"""The ``catalogue`` database: the tables ``keys`` and ``tasks``, and the one write that commits."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import lancedb
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from slm.errors import StoreError
+from slm.retrieval.keys import TaskKeys
+from slm.store.records import FileRecord, TaskRecord
+from slm.store.values import sync_folder
+
+Result = TypeVar("Result")
+
+# Marked as the table's key, `name` makes LanceDB itself refuse the second of two racing inserts.
+_NAME = pa.field(
+    "name", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}
+)
+_FILES = pa.list_(pa.struct([("path", pa.string()), ("sha256", pa.string()), ("size_bytes", pa.int64())]))
+TASKS_SCHEMA = pa.schema(
+    [
+        _NAME,
+        ("sequence", pa.int64()),
+        ("commit_id", pa.string()),
+        ("kind", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("created", pa.string()),
+        ("num_examples", pa.int64()),
+        ("num_keys", pa.int64()),
+        ("num_increments", pa.int64()),
+        ("folder", pa.string()),
+        ("files", _FILES),
+        ("metadata", pa.string()),
+    ]
+)
+KEYS_SCHEMA = pa.schema(
+    [
+        ("commit_id", pa.string()),
+        ("task", pa.string()),
+        ("index", pa.int64()),
+        ("increment", pa.int64()),
+        ("count", pa.int64()),
+        ("mean", pa.list_(pa.float64())),
+        ("threshold", pa.float64()),
+    ]
+)
+# Everything LanceDB and Arrow are known to raise on a damaged, vanished or read-only table.
+_TROUBLES = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    pa.ArrowException,
+)
+# A writer tidying up may take an old version away under a reader; the next try sees the new one.
+_NUM_TRIES = 4
+# Versions younger than this stay, so that readers in other processes finish what they began.
+_KEPT_FOR = timedelta(minutes=10)
+# LanceDB warns about 0; after a task is forgotten nothing of it may stay in an older version.
+_AT_ONCE = timedelta(milliseconds=1)
+
+
+@final
+class Tables:
+    """Both tables of one store; every read sees the newest version on disk.
+
+    Attributes:
+        folder: the database's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        missing = [name for name in ("tasks", "keys") if not (folder / f"{name}.lance").is_dir()]
+        if missing:
+            raise StoreError(f"{folder} has no table {missing[0]!r}: restore the folder from a copy")
+        database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+        self._tasks = self._try(lambda: database.open_table("tasks"))
+        self._keys = self._try(lambda: database.open_table("keys"))
+
+    @classmethod
+    def create(cls, folder: Path) -> Tables:
+        """Make a database with both tables, empty, and wait until it is on the disk."""
+        database = lancedb.connect(folder)
+        database.create_table("tasks", schema=TASKS_SCHEMA)
+        database.create_table("keys", schema=KEYS_SCHEMA)
+        _sync_since(folder, 0)
+        return cls(folder)
+
+    @property
+    def version(self) -> int:
+        """Version of the table ``tasks``: grows with every commit and every task forgotten."""
+        return int(self._try(lambda: self._tasks.version))
+
+    def tasks(self) -> list[TaskRecord]:
+        """Every visible task in learning order.
+
+        Raises:
+            StoreError: the table is damaged.
+        """
+
+        def query() -> list[TaskRecord]:
+            return [_record(row) for row in self._tasks.to_arrow().to_pylist()]
+
+        return sorted(self._try(query), key=lambda record: (record.sequence, record.commit_id))
+
+    def key_rows(self, commit_ids: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the table ``keys`` by commit id, of these commits or, with None, of all."""
+        if commit_ids is None or len(commit_ids) > 50:  # a long list costs more than a whole read
+
+            def query() -> list[dict[str, Any]]:
+                return list(self._keys.to_arrow().to_pylist())
+        else:
+            condition = _among(commit_ids)
+
+            def query() -> list[dict[str, Any]]:
+                return list(self._keys.search().where(condition).to_arrow().to_pylist())
+
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in self._try(query):
+            rows.setdefault(row["commit_id"], []).append(row)
+        return rows
+
+    def add_keys(self, commit_id: str, task: str, keys: TaskKeys) -> None:
+        """Append the rows of a task that is not visible yet, and wait until they are on the disk."""
+        columns = [keys.increments.tolist(), keys.counts.tolist(), keys.means.tolist()]
+        names = ("commit_id", "task", "index", "increment", "count", "mean", "threshold")
+        rows = [
+            dict(zip(names, (commit_id, task, index, *values, keys.threshold), strict=True))
+            for index, values in enumerate(zip(*columns, strict=True))
+        ]
+        self._write("keys", lambda: self._keys.add(pa.Table.from_pylist(rows, schema=KEYS_SCHEMA)))
+
+    def insert(self, record: TaskRecord) -> bool:
+        """THE commit point: make a task visible, unless its name is visible already.
+
+        Returns:
+            Whether this call made it visible.
+        """
+        row = asdict(record) | {"metadata": json.dumps(dict(record.metadata))}
+        rows = pa.Table.from_pylist([row], schema=TASKS_SCHEMA)
+        merge = self._tasks.merge_insert("name").when_not_matched_insert_all()
+        return bool(self._write("tasks", lambda: merge.execute(rows)).num_inserted_rows)
+
+    def delete_task(self, record: TaskRecord) -> None:
+        """The commit point of forgetting: make a task invisible."""
+        self._write("tasks", lambda: self._tasks.delete(_among([record.commit_id])))
+
+    def delete_keys(self, commit_ids: Sequence[str]) -> None:
+        """Delete the key rows of these commits."""
+        if commit_ids:
+            self._write("keys", lambda: self._keys.delete(_among(commit_ids)))
+
+    def erase_deleted(self) -> None:
+        """Rewrite both tables and drop their past, so that no deleted row can be read from the disk."""
+        for name, table, schema in (("tasks", self._tasks, TASKS_SCHEMA), ("keys", self._keys, KEYS_SCHEMA)):
+
+            def rewrite(table: Any = table, schema: pa.Schema = schema) -> None:
+                rows = pa.Table.from_pylist(table.to_arrow().to_pylist(), schema=schema)
+                table.add(rows, mode="overwrite")
+                time.sleep(2 * _AT_ONCE.total_seconds())  # let the version before it reach the age to go
+                table.optimize(cleanup_older_than=_AT_ONCE)
+
+            self._write(name, rewrite)
+
+    def compact(self) -> None:
+        """Join the small files of many commits into one, so that opening stays fast."""
+        self._write("tasks", lambda: self._tasks.optimize(cleanup_older_than=_KEPT_FOR))
+        self._write("keys", lambda: self._keys.optimize(cleanup_older_than=_KEPT_FOR))
+
+    def _write(self, name: str, action: Callable[[], Result]) -> Result:
+        begun_ns = time.time_ns()
+        try:
+            result = action()
+        except _TROUBLES as error:
+            raise StoreError(
+                f"{self.folder} cannot be written ({_first_line(error)}): see that the disk is neither "
+                "full nor read-only"
+            ) from error
+        _sync_since(self.folder / f"{name}.lance", begun_ns - 1_000_000_000)
+        return result
+
+    def _try(self, query: Callable[[], Result]) -> Result:
+        for attempt in range(_NUM_TRIES):
+            try:
+                return query()
+            except _TROUBLES as error:
+                if attempt + 1 == _NUM_TRIES:
+                    raise StoreError(
+                        f"{self.folder} cannot be read ({_first_line(error)}): restore it from a copy"
+                    ) from error
+                time.sleep(0.02 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def assemble_keys(record: TaskRecord, rows: list[dict[str, Any]], scatter: Tensor) -> TaskKeys:
+    """A task's keys from its rows of the table ``keys`` and its (P,) float32 scatter.
+
+    Raises:
+        StoreError: rows are missing or do not fit together.
+    """
+    rows = sorted(rows, key=lambda row: row["index"])
+    widths = {len(row["mean"]) for row in rows}
+    is_whole = [row["index"] for row in rows] == list(range(record.num_keys)) and len(widths) == 1
+    if not is_whole or not all(0 <= row["increment"] < record.num_increments for row in rows):
+        raise StoreError(
+            f"keys of task {record.name!r} are damaged ({len(rows)} rows for {record.num_keys} keys): "
+            "restore the catalogue from a copy or forget the task"
+        )
+    return TaskKeys(
+        means=torch.tensor([row["mean"] for row in rows], dtype=torch.float64),
+        counts=torch.tensor([row["count"] for row in rows], dtype=torch.int64),
+        scatter=scatter,
+        increments=torch.tensor([row["increment"] for row in rows], dtype=torch.int64),
+        threshold=rows[0]["threshold"],
+    )
+
+
+def _record(row: dict[str, Any]) -> TaskRecord:
+    metadata = json.loads(row["metadata"])
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata of a task is no JSON object")
+    labels, files = tuple(row["labels"]), tuple(FileRecord(**file) for file in row["files"])
+    return TaskRecord(**(row | {"labels": labels, "files": files, "metadata": metadata}))
+
+
+def _among(commit_ids: Sequence[str]) -> str:
+    quoted = ", ".join("'" + commit_id.replace("'", "''") + "'" for commit_id in commit_ids)
+    return f"commit_id IN ({quoted})" if quoted else "false"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _sync_since(folder: Path, begun_ns: int) -> None:
+    """Wait until every file below ``folder`` that changed since then is on the disk; LanceDB does not."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(FileNotFoundError):  # a temporary file of LanceDB's
+                if path.stat().st_mtime_ns >= begun_ns:
+                    with path.open("r+b") as file:
+                        os.fsync(file.fileno())
+        if Path(parent).stat().st_mtime_ns >= begun_ns:
+            sync_folder(Path(parent))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slm.errors import StoreError
+from slm.store import Manifest, Store
+from slm.store.migrations import FORMAT_VERSION, MIGRATIONS, pending_steps
+
+
+def test_a_missing_folder_a_file_and_a_folder_that_is_no_store_are_told_apart(tmp_path):
+    with pytest.raises(StoreError) as caught:
+        Store.open(tmp_path / "nowhere")
+    assert str(caught.value) == f"no store at {tmp_path / 'nowhere'}: create one first or correct the path"
+    with pytest.raises(StoreError) as caught:
+        Store.open(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is not a store (it has no store.json): give the folder of a store"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_a_newer_format_is_refused(store):
+    file = store.path / "store.json"
+    file.write_text(json.dumps({"format": 2, "something": "else"}))
+    with pytest.raises(StoreError) as caught:
+        Store.open(store.path)
+    assert str(caught.value) == (
+        f"{store.path} has store format 2, this slm reads up to 1: upgrade scalable-lm"
+    )
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_a_format_that_never_was_is_refused(store, version):
+    (store.path / "store.json").write_text(json.dumps({"format": version}))
+    with pytest.raises(StoreError, match=rf"has store format {version}, this slm reads 1\.\.1"):
+        Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"format": "1"}', '{"format": true}', '{"format": 1}', "[" * 100_000],
+)
+def test_a_damaged_manifest_is_told_in_one_line(store, text):
+    (store.path / "store.json").write_text(text)
+    with pytest.raises(StoreError) as caught:
+        Store.open(store.path)
+    assert str(caught.value) == (
+        f"{store.path / 'store.json'} cannot be read as a store's manifest: restore it from a copy"
+    )
+
+
+def test_a_config_json_cannot_hold_makes_no_store(tmp_path):
+    for value in (object(), float("nan")):
+        with pytest.raises(StoreError, match=r"cannot be written as JSON .*: use plain, finite values"):
+            Store.create(tmp_path / f"s{type(value).__name__}", Manifest("a/backbone", "f", {"x": value}))
+    with pytest.raises(StoreError, match="is not a store"):
+        Store.open(tmp_path / "sfloat")
+
+
+def test_every_older_format_has_a_step_and_the_current_one_needs_none(store):
+    assert sorted(MIGRATIONS) == list(range(1, FORMAT_VERSION))
+    assert pending_steps(FORMAT_VERSION, store.path) == []
