@@ -123,8 +123,7 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
         path = str(_dequantised(Path(path)))
     import transformers
 
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    device, dtype = choose_dtype(config)
     try:
         with _quiet():
             hf_config = transformers.AutoConfig.from_pretrained(path)
@@ -190,6 +189,17 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def choose_dtype(config: BackboneConfig | None = None) -> tuple[torch.device, torch.dtype]:
+    """Where a backbone would be computed on this machine, and in what, without loading one.
+
+    Raises:
+        BackboneError: the device is unknown to torch.
+    """
+    config = config or BackboneConfig()
+    device = _device(config.device)
+    return device, _dtype(config.dtype, device)
 
 
 def cache_folder() -> Path:
