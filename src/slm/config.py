@@ -17,6 +17,24 @@ from slm.errors import ConfigError
 
 _C = TypeVar("_C", bound="_Config")
 
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "text"),
+    "tuple[int, ...]": ((tuple,), "a list of whole numbers"),
+}
+"""What a value of an annotation may be, and how a message calls it."""
+
+
+def _is_of(value: object, allowed: tuple[type, ...]) -> bool:
+    """Whether a value is of one of these types; true and false are no numbers, a tuple holds integers."""
+    if isinstance(value, bool):
+        return bool in allowed
+    if isinstance(value, tuple):
+        return tuple in allowed and all(_is_of(item, (int,)) for item in value)
+    return isinstance(value, allowed)
+
 
 class _Config:
     """What all configs share: checking, conversion from and to plain mappings."""
@@ -25,19 +43,32 @@ class _Config:
     _ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def _mistakes(self) -> Iterator[str]:
-        """One line per setting that is out of range."""
+        """One line per setting that is of a wrong type or out of range."""
+        mistyped = dict(self._mistyped())
+        yield from mistyped.values()
         for name, allowed in self._choices.items():
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in allowed and name not in mistyped:
                 near = difflib.get_close_matches(str(value), allowed, 1)
                 hint = f", did you mean {near[0]!r}?" if near else ""
                 yield f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}"
         for name, (low, high) in self._ranges.items():
             value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if value is not None and name not in mistyped and not low <= value <= high:
                 yield f"{name} must be in {low:g}..{high:g}, got {value!r}"
+
+    def _mistyped(self) -> Iterator[tuple[str, str]]:
+        """Name and message of every setting whose value is not of its annotation."""
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            annotation, _, optional = str(f.type).partition(" | ")
+            value = getattr(self, f.name)
+            if annotation not in _TYPES:
+                if not isinstance(value, _Config):
+                    yield f.name, f"{f.name} must hold settings by name, got {value!r}"
+                continue
+            allowed, words = _TYPES[annotation]
+            if not (_is_of(value, allowed) or (optional and value is None)):
+                yield f.name, f"{f.name} must be {words}, got {value!r}"
 
     def __post_init__(self) -> None:
         mistakes = list(self._mistakes())
@@ -153,7 +184,9 @@ class RetrievalConfig(_Config):
     def _mistakes(self) -> Iterator[str]:
         # Not super(): a slots dataclass is a new class, which zero-argument super() would miss.
         yield from _Config._mistakes(self)
-        if self.layers is not None and (not self.layers or any(layer < 0 for layer in self.layers)):
+        if "layers" in dict(self._mistyped()) or self.layers is None:
+            return
+        if not self.layers or any(layer < 0 for layer in self.layers):
             yield f"layers must be layer numbers from 0 (the embeddings) upwards, got {self.layers!r}"
 
 
