@@ -145,9 +145,10 @@ class LearningBinding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """S · B A x."""
+        """The change s · B A x."""
         down = self.dropout(x) @ self.A.to(x.dtype).T
-        return down @ (self.B * self.scale).to(x.dtype).T
+        change: Tensor = down @ (self.B * self.scale).to(x.dtype).T
+        return change
 
     def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
         """Itself: every row of a learning batch is of one task."""
