@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -300,7 +300,7 @@ class ScalableLM:
     def _mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
         slots = torch.zeros_like(retrieved.tasks)
-        wanted: dict[tuple[str, int], Callable[[], Increment]] = {}
+        wanted: dict[Hashable, Callable[[], Increment]] = {}
         places: dict[tuple[str, int], int] = {}
         for row, column in (retrieved.weights > 0).nonzero().tolist():
             record = self._knowledge.records[int(retrieved.tasks[row, column])]
