@@ -91,10 +91,13 @@ class _Config:
                 hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
                 mistakes.append(f"unknown setting {key!r}{hint}")
                 continue
-            default = known[key].default_factory
-            nested = default if isinstance(default, type) and issubclass(default, _Config) else None
+            factory: Any = known[key].default_factory
+            nested = factory if isinstance(factory, type) and issubclass(factory, _Config) else None
+            if nested and not isinstance(value, Mapping):
+                mistakes.append(f"{key} must be a mapping of settings, got {value!r}")
+                continue
             try:
-                values[key] = nested.from_mapping(value) if nested and isinstance(value, Mapping) else value
+                values[key] = nested.from_mapping(value) if nested else value
                 values[key] = tuple(value) if isinstance(value, list) else values[key]
             except ConfigError as error:
                 mistakes.append(str(error))
@@ -210,7 +213,7 @@ class LearningConfig(_Config):
     """Share of the steps spent warming up."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
-    dropout: float = 0.05
+    dropout: float = 0.0
     """Dropout on the input of every increment while learning."""
     validation_share: float = 0.1
     """Share of the task's own rows kept for early stopping."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
-from slm.backbone.decode import generate, prefill, score_labels
-from slm.backbone.heads import apply_head
+from slm.backbone.decode import prefill
 from slm.backbone.load import load_backbone, locate
 from slm.backbone.prompts import Batch, Prompt, Row
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config
-from slm.errors import StoreError, TaskError
+from slm.errors import ConfigError, StoreError, TaskError
+from slm.increments.increment import Increment
 from slm.increments.pool import IncrementPool
+from slm.reading import SILENCE, read_labels, read_words, task_weights
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_layers
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
@@ -68,7 +70,7 @@ class ScalableLM:
             if config.retrieval.extractor == "sentence"
             else None
         )
-        self._pool = IncrementPool(self._load_increment, POOL_BYTES)
+        self._pool = IncrementPool(POOL_BYTES)
         self._heads: dict[str, Mapping[str, Tensor]] = {}
         self._lock = threading.RLock()
         self._is_pinned = False
@@ -196,10 +198,11 @@ class ScalableLM:
 
         Raises:
             DataError: a question is empty or too long; the message gives its number.
+            ConfigError: the answer would not fit into the backbone's window.
         """
         prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
-        room = max_new_tokens if self.backbone.kind is BackboneKind.CAUSAL else 0
-        rows = self._rows(prompts, is_truncating, min(room, self.backbone.renderer.max_tokens // 2))
+        rows = self._rows(prompts, is_truncating)
+        self._check_room(rows, max_new_tokens)
         answers: list[Answer | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         with self._lock, torch.inference_mode():
@@ -224,7 +227,7 @@ class ScalableLM:
             retrieved = self.retrieve([question], is_truncating=is_truncating)
             if retrieved is None:
                 return Explanation(text, (), True)
-        used = _task_weights(retrieved, 0)
+        used = task_weights(retrieved, 0)
         candidates = []
         for number, record in enumerate(self._knowledge.records):
             own = (retrieved.owners == number).nonzero()[:, 0]
@@ -252,7 +255,7 @@ class ScalableLM:
         self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
     ) -> Tensor:
         """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
-        rows = self._rows(questions, is_truncating, 0)
+        rows = self._rows(questions, is_truncating)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with self._lock, torch.no_grad():
@@ -267,11 +270,19 @@ class ScalableLM:
                     found[i] = query
         return torch.stack(found)
 
-    def _rows(self, prompts: Sequence[Prompt], is_truncating: bool, room: int) -> list[Row]:
+    def _rows(self, prompts: Sequence[Prompt], is_truncating: bool) -> list[Row]:
         return [
-            self.backbone.row(prompt, is_truncating=is_truncating, where=f"question {i}", room=room)
+            self.backbone.row(prompt, is_truncating=is_truncating, where=f"question {i}")
             for i, prompt in enumerate(prompts, start=1)
         ]
+
+    def _check_room(self, rows: Sequence[Row], max_new_tokens: int) -> None:
+        longest = max((len(row.prompt) for row in rows), default=0)
+        if self.backbone.kind is BackboneKind.CAUSAL and longest + max_new_tokens > self.backbone.window:
+            raise ConfigError(
+                f"max_new_tokens is {max_new_tokens} and the longest question has {longest} tokens, the "
+                f"window of the backbone holds {self.backbone.window}: lower max_new_tokens"
+            )
 
     def _read(self, records: Sequence[TaskRecord], version: int) -> Knowledge:
         retriever = None
@@ -286,21 +297,17 @@ class ScalableLM:
             version = self.store.version
             self._knowledge = self._read(self.store.tasks(), version)
 
-    def _load_increment(self, key: Any) -> Any:
-        commit_id, index = key
-        record = next(r for r in self._knowledge.records if r.commit_id == commit_id)
-        return self.store.increment(record, index)
-
     def _mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
-        records = self._knowledge.records
         slots = torch.zeros_like(retrieved.tasks)
+        wanted: dict[Hashable, Callable[[], Increment]] = {}
         places: dict[tuple[str, int], int] = {}
         for row, column in (retrieved.weights > 0).nonzero().tolist():
-            record = records[int(retrieved.tasks[row, column])]
+            record = self._knowledge.records[int(retrieved.tasks[row, column])]
             key = (record.commit_id, int(retrieved.increments[row, column]))
             slots[row, column] = places.setdefault(key, len(places))
-        return Mixture(self._pool.get(list(places)), slots, retrieved.weights)
+            wanted[key] = partial(self.store.increment, record, key[1])
+        return Mixture(self._pool.get(wanted), slots, retrieved.weights)
 
     @contextlib.contextmanager
     def _adapting(self, batch: Batch, texts: Sequence[str]) -> Iterator[list[Retrieved]]:
@@ -336,60 +343,13 @@ class ScalableLM:
     def _answer(self, batch: Batch, texts: Sequence[str], max_new_tokens: int) -> list[Answer]:
         with self._adapting(batch, texts) as decided:
             if self.backbone.kind is BackboneKind.ENCODER:
-                pooled = self.backbone.pooled(batch) if self._knowledge.records else None
-                return self._answer_by_heads(pooled, decided, len(texts))
-            return self._answer_by_words(batch, decided, max_new_tokens)
-
-    def _answer_by_heads(
-        self, pooled: Tensor | None, decided: list[Retrieved], num_rows: int
-    ) -> list[Answer]:
-        """Labels of an encoder: the heads of the retrieved tasks, mixed by their weights."""
-        if pooled is None:
-            return [Answer(None, "frozen", 0.0, (), True)] * num_rows
-        used = [_task_weights(decided[0], row) for row in range(num_rows)]
-        chances: list[dict[str, float]] = [{} for _ in range(num_rows)]
-        for number in sorted({n for weights in used for n in weights}):
-            record = self._knowledge.records[number]
-            rows = [row for row in range(num_rows) if number in used[row]]
-            shares = apply_head(self._head(record), pooled[rows]).softmax(-1)
-            for row, row_shares in zip(rows, shares.tolist(), strict=True):
-                for label, share in zip(record.labels, row_shares, strict=True):
-                    chances[row][label] = chances[row].get(label, 0.0) + share * used[row][number]
-        return [self._labelled(*row) for row in zip(chances, used, strict=True)]
-
-    def _answer_by_words(self, batch: Batch, decided: list[Retrieved], max_new_tokens: int) -> list[Answer]:
-        """Answers of a causal backbone: label texts scored, or text generated, from one prefill."""
-        start = prefill(self.backbone, batch)
-        num_rows = batch.ids.shape[0]
-        records = self._knowledge.records
-        used = [_task_weights(decided[0], row) if decided else {} for row in range(num_rows)]
-        answers: dict[int, Answer] = {}
-        naming = [row for row in range(num_rows) if used[row] and records[next(iter(used[row]))].labels]
-        if naming:
-            classes = [{n: w for n, w in used[row].items() if records[n].labels} for row in naming]
-            labels = [sorted({y for n in row for y in records[n].labels}) for row in classes]
-            for row, own, texts, scores in zip(
-                naming, classes, labels, score_labels(self.backbone, start, naming, labels), strict=True
-            ):
-                chances = _mix_labels(own, texts, scores, records)
-                answers[row] = self._labelled(chances, used[row])
-        writing = [row for row in range(num_rows) if row not in answers]
-        if writing:
-            for row, text in zip(
-                writing, generate(self.backbone, start, writing, max_new_tokens), strict=True
-            ):
-                kind = "generation" if used[row] else "frozen"
-                answers[row] = Answer(text.text, kind, text.confidence, self._named(used[row]), not used[row])
-        return [answers[row] for row in range(num_rows)]
-
-    def _labelled(self, chances: Mapping[str, float], used: Mapping[int, float]) -> Answer:
-        if not chances:
-            return Answer(None, "frozen", 0.0, (), True)
-        label = max(chances, key=lambda y: chances[y])
-        return Answer(label, "classification", chances[label], self._named(used), False)
-
-    def _named(self, used: Mapping[int, float]) -> tuple[tuple[str, float], ...]:
-        return tuple((self._knowledge.records[number].name, weight) for number, weight in used.items())
+                if not self._knowledge.records:
+                    return [SILENCE] * len(texts)
+                pooled = self.backbone.pooled(batch)
+                return read_labels(pooled, decided[0], self._knowledge.records, self._head)
+            start = prefill(self.backbone, batch)
+            retrieved = decided[0] if decided else None
+            return read_words(self.backbone, start, retrieved, self._knowledge.records, max_new_tokens)
 
     def _head(self, record: TaskRecord) -> Mapping[str, Tensor]:
         if record.commit_id not in self._heads:
@@ -400,28 +360,6 @@ class ScalableLM:
                 )
             self._heads[record.commit_id] = head
         return self._heads[record.commit_id]
-
-
-def _task_weights(retrieved: Retrieved, row: int) -> dict[int, float]:
-    """Weight per task number of one row, largest first; empty when it abstained."""
-    weights: dict[int, float] = {}
-    for task, weight in zip(retrieved.tasks[row].tolist(), retrieved.weights[row].tolist(), strict=True):
-        if weight > 0:
-            weights[task] = weights.get(task, 0.0) + weight
-    return dict(sorted(weights.items(), key=lambda item: -item[1]))
-
-
-def _mix_labels(
-    used: Mapping[int, float], texts: Sequence[str], scores: Tensor, records: Sequence[TaskRecord]
-) -> dict[str, float]:
-    """p(y) = Σ_tasks w_task · softmax over that task's labels, renormalised over the tasks with labels."""
-    chances = dict.fromkeys(texts, 0.0)
-    total = sum(used.values())
-    for number, weight in used.items():
-        own = [texts.index(label) for label in records[number].labels]
-        for i, share in zip(own, scores[own].softmax(0).tolist(), strict=True):
-            chances[texts[i]] += share * weight / total
-    return chances
 
 
 def _words(prompt: Prompt) -> str:

@@ -30,7 +30,7 @@ def test_what_is_committed_comes_back_bit_for_bit_after_reopening(store, worker)
     again, wanted = Store.open(store.path), worker.knowledge(1, has_head=True)
     record = again.task("first")
     assert _same(again.keys(record), wanted.keys)
-    assert again.keys(record).threshold == wanted.keys.threshold
+    assert again.keys(record).threshold == wanted.keys.radius
     for index, increment in enumerate(wanted.increments):
         found = again.increment(record, index)
         assert (found.rank, found.alpha) == (increment.rank, increment.alpha)
@@ -69,12 +69,12 @@ def test_tasks_come_in_the_order_they_were_learned_whatever_their_names(store, w
     store.forget("ant")
     worker.commit(store, "ant", 5)
     assert [record.name for record in store.tasks()] == ["zebra", "mole", "ant"]
-    assert [keys.threshold for keys in store.all_keys(store.tasks())] == [1.5, 3.5, 6.5]
+    assert [keys.radius for keys in store.all_keys(store.tasks())] == [1.5, 3.5, 6.5]
 
 
-def test_an_infinite_threshold_and_no_labels_come_back(store, worker):
+def test_an_infinite_radius_and_no_labels_come_back(store, worker):
     knowledge = worker.knowledge(1)
-    knowledge = dataclasses.replace(knowledge, keys=dataclasses.replace(knowledge.keys, threshold=math.inf))
+    knowledge = dataclasses.replace(knowledge, keys=dataclasses.replace(knowledge.keys, radius=math.inf))
     record = store.commit("t", "generate", [], 0, knowledge)
     assert store.tasks()[0].labels == ()
     assert store.keys(record).threshold == math.inf
@@ -150,7 +150,7 @@ def test_a_name_that_is_no_safe_folder_name_is_refused(store, worker, name):
         ({"scatter": torch.ones(20)}, "scatter must be (21,) torch.float32, got (20,)"),
         ({"scatter": torch.full((21,), torch.inf)}, "scatter holds NaN or infinity"),
         ({"increments": torch.tensor([0, 1, 2])}, "keys must name increments 0..1, got [0, 1, 2]"),
-        ({"threshold": math.nan}, "threshold is NaN"),
+        ({"radius": math.nan}, "radius must be 0 or more, got nan"),
     ],
 )
 def test_keys_that_could_not_be_used_again_are_refused_before_anything_is_written(

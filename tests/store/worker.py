@@ -48,7 +48,7 @@ def knowledge(seed: int, num_keys: int = 3, num_increments: int = 2, has_head: b
         counts=torch.arange(1, num_keys + 1) * (seed + 1),
         scatter=draw(CHANNELS * (CHANNELS + 1) // 2) * 10.0 ** (seed % 7),
         increments=torch.arange(num_keys) % num_increments,
-        threshold=1.5 + seed,
+        radius=1.5 + seed,
     )
     names = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
     increments = tuple(

@@ -58,16 +58,16 @@ class Backbone:
             raise BackboneError(
                 f"the tokenizer of {source!r} has no end token: set one in its tokenizer_config"
             )
-        window = getattr(model.config, "max_position_embeddings", None) or 512
-        if config.max_tokens is not None and config.max_tokens > window:
+        self.window = int(getattr(model.config, "max_position_embeddings", None) or 512)
+        if config.max_tokens is not None and config.max_tokens > self.window:
             raise ConfigError(
-                f"max_tokens is {config.max_tokens}, the window of {source!r} holds {window}: lower it"
+                f"max_tokens is {config.max_tokens}, the window of {source!r} holds {self.window}: lower it"
             )
         wanted = config.prompt_format
         if wanted == "auto":
             wanted = "chat" if tokenizer.chat_template else "plain"
         prompt_format = "raw" if kind is BackboneKind.ENCODER else wanted
-        self.renderer = Renderer(tokenizer, prompt_format, config.max_tokens or min(window, 512))
+        self.renderer = Renderer(tokenizer, prompt_format, config.max_tokens or min(self.window, 512))
         self.fingerprint = _fingerprint(model, tokenizer)
         self.side = "right" if kind is BackboneKind.ENCODER else "left"
         self._reparameterizer: Reparameterizer | None = None

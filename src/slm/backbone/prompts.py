@@ -110,9 +110,7 @@ class Renderer:
         after = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
         return before, after
 
-    def row(
-        self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str, room: int = 0
-    ) -> Row:
+    def row(self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str) -> Row:
         """Tokenize one prompt, and its answer when given.
 
         Args:
@@ -120,7 +118,6 @@ class Renderer:
             target: the answer to learn.
             is_truncating: cut the middle out of an over-long prompt instead of refusing it.
             where: how to call the row in an error ("row 17").
-            room: tokens to leave free for an answer that is still to come.
 
         Raises:
             DataError: the row is empty or longer than the window.
@@ -133,7 +130,7 @@ class Renderer:
         if target is not None:
             answer = list(self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
             answer.append(int(self.tokenizer.eos_token_id))
-        longest = self.max_tokens - max(len(answer), room)
+        longest = self.max_tokens - len(answer)
         if len(ids) > longest:
             if not is_truncating or longest < 8:
                 raise DataError(

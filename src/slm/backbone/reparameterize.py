@@ -145,9 +145,10 @@ class LearningBinding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """S · B A x."""
+        """The change s · B A x."""
         down = self.dropout(x) @ self.A.to(x.dtype).T
-        return down @ (self.B * self.scale).to(x.dtype).T
+        change: Tensor = down @ (self.B * self.scale).to(x.dtype).T
+        return change
 
     def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
         """Itself: every row of a learning batch is of one task."""
@@ -160,7 +161,17 @@ class ReparameterizedLinear(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.binding: Binding | None = None
+        # In a tuple, so that torch does not take what is bound for a part of the backbone.
+        self._bound: tuple[Binding | None] = (None,)
+
+    @property
+    def binding(self) -> Binding | None:
+        """What is bound at present."""
+        return self._bound[0]
+
+    def bind(self, binding: Binding | None) -> None:
+        """Bind a change, or None to be the frozen layer again."""
+        self._bound = (binding,)
 
     @property
     def weight(self) -> Tensor:
@@ -175,7 +186,8 @@ class ReparameterizedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """W x + bias, plus the bound change."""
         y: Tensor = self.base(x)
-        return y if self.binding is None else y + self.binding(x)
+        binding = self._bound[0]
+        return y if binding is None else y + binding(x)
 
 
 class Reparameterizer:
@@ -216,18 +228,18 @@ class Reparameterizer:
                     "it was learned with other targets or another model"
                 )
         for name, layer in self.layers.items():
-            layer.binding = _gather(name, layer.base, mixture)
+            layer.bind(_gather(name, layer.base, mixture))
 
     def bind_each(self, bindings: Mapping[str, Binding]) -> None:
         """Bind one given binding per layer name, as learning does."""
         self.release()
         for name, binding in bindings.items():
-            self.layers[name].binding = binding
+            self.layers[name].bind(binding)
 
     def release(self) -> None:
         """Unbind everything: the backbone is the frozen one again."""
         for layer in self.layers.values():
-            layer.binding = None
+            layer.bind(None)
 
     @contextlib.contextmanager
     def selected(self, rows: Int[Tensor, " b"]) -> Iterator[None]:
@@ -235,11 +247,11 @@ class Reparameterizer:
         kept = {name: layer.binding for name, layer in self.layers.items()}
         try:
             for layer in self.layers.values():
-                layer.binding = None if layer.binding is None else layer.binding.select(rows)
+                layer.bind(None if layer.binding is None else layer.binding.select(rows))
             yield
         finally:
             for name, layer in self.layers.items():
-                layer.binding = kept[name]
+                layer.bind(kept[name])
 
 
 def _gather(name: str, base: nn.Linear, mixture: Mixture) -> Binding | None:

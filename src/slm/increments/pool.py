@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 
 from slm.errors import ConfigError
 from slm.increments.increment import Increment
@@ -14,17 +14,15 @@ class IncrementPool:
     """Keeps increments by key.
 
     Args:
-        load: reads one increment from wherever it is kept.
         budget_bytes: most bytes kept; what one request needs is always handed out, even beyond it.
 
     Raises:
         ConfigError: the budget is negative.
     """
 
-    def __init__(self, load: Callable[[Hashable], Increment], budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int) -> None:
         if budget_bytes < 0:
             raise ConfigError(f"budget_bytes must be 0 or more, got {budget_bytes}")
-        self._load = load
         self._budget_bytes = budget_bytes
         self._kept: OrderedDict[Hashable, Increment] = OrderedDict()
         self._lock = threading.Lock()
@@ -37,15 +35,19 @@ class IncrementPool:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, keys: Sequence[Hashable]) -> list[Increment]:
-        """The increments of some keys, in order; those not in memory are loaded."""
+    def get(self, wanted: Mapping[Hashable, Callable[[], Increment]]) -> list[Increment]:
+        """The increments of some keys, in order; those not in memory are loaded.
+
+        Args:
+            wanted: key -> reads that increment from wherever it is kept.
+        """
         with self._lock:
             found = []
-            for key in keys:
+            for key, load in wanted.items():
                 if key in self._kept:
                     self._kept.move_to_end(key)
                 else:
-                    self._kept[key] = self._load(key)
+                    self._kept[key] = load()
                 found.append(self._kept[key])
             while self._kept and self.size_bytes > self._budget_bytes:
                 self._kept.popitem(last=False)

@@ -89,9 +89,11 @@ class Learnable(nn.Module):
             return answer_objective(self._backbone[0], batch)
         return label_objective(self._backbone[0], self.head, batch, labels)
 
-    def forward(self, labels: Tensor, **batch: Tensor) -> dict[str, Tensor]:
-        """The loss, as Trainer wants it."""
-        loss = self.outcome(Batch(**batch), labels).loss
+    def forward(
+        self, ids: Tensor, mask: Tensor, content: Tensor, positions: Tensor, targets: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss of a batch, its columns named as in :class:`slm.backbone.prompts.Batch`."""
+        loss = self.outcome(Batch(ids, mask, content, positions, targets), labels).loss
         if not torch.isfinite(loss):
             raise LearningError(
                 f"the loss became {float(loss)} while learning, so nothing was stored: lower learning_rate "
@@ -110,7 +112,7 @@ class Learnable(nn.Module):
     def increment(self) -> Increment:
         """The learned increment, detached, in float32 on the CPU."""
         pairs = {
-            name: LowRankPair(binding.A.detach().float().cpu(), binding.B.detach().float().cpu())  # type: ignore[union-attr, operator]
+            name: LowRankPair(binding.A.detach().float().cpu(), binding.B.detach().float().cpu())  # type: ignore[operator]
             for name, binding in zip(self.names, self.bindings, strict=True)
         }
         return Increment(pairs, self._shape.rank, self._shape.alpha)

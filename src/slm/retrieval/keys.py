@@ -107,7 +107,8 @@ def leave_one_out_distances(
     g = (centred * torch.linalg.solve(covariance, centred.T).T).sum(1)
     n = counts.to(torch.float64).clamp_min(2.0)
     a = n / (n - 1)
-    return a * a * g / (1 - a * (1 - rho) * g / num_rows).clamp_min(1e-2)
+    distances: Tensor = a * a * g / (1 - a * (1 - rho) * g / num_rows).clamp_min(1e-2)
+    return distances
 
 
 def shrink(covariance: Float[Tensor, "C C"], num_rows: float) -> tuple[Float[Tensor, "C C"], float]:
@@ -156,5 +157,5 @@ def cluster(queries: Float[Tensor, "B C"], num_keys: int, seed: int) -> Int[Tens
     if num_keys == 1:
         return torch.zeros(len(queries), dtype=torch.long)
     labels = KMeans(num_keys, n_init=4, random_state=seed).fit_predict(queries.to(torch.float64).numpy())
-    _, dense = torch.unique(torch.from_numpy(labels).long(), return_inverse=True)
+    dense: Tensor = torch.unique(torch.from_numpy(labels).long(), return_inverse=True)[1]
     return dense

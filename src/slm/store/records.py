@@ -184,8 +184,9 @@ def check_knowledge(knowledge: TaskKnowledge) -> None:
     last = len(knowledge.increments) - 1
     if bool(((keys.increments < 0) | (keys.increments > last)).any()):
         raise StoreError(where + f"keys must name increments 0..{last}, got {keys.increments.tolist()}")
-    if keys.threshold != keys.threshold:
-        raise StoreError(where + "threshold is NaN; give a number or infinity")
+    _check_tensor(where + "scales", keys.scales, tuple(keys.scales.shape), torch.float64)
+    if not keys.radius >= 0:
+        raise StoreError(where + f"radius must be 0 or more, got {keys.radius}")
     for name, tensor in (knowledge.head or {}).items():
         _check_tensor(where + f"head {name!r}", tensor, tuple(tensor.shape), tensor.dtype)
 

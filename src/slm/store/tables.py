@@ -53,7 +53,8 @@ KEYS_SCHEMA = pa.schema(
         ("increment", pa.int64()),
         ("count", pa.int64()),
         ("mean", pa.list_(pa.float64())),
-        ("threshold", pa.float64()),
+        ("scales", pa.list_(pa.float64())),
+        ("radius", pa.float64()),
     ]
 )
 # Everything LanceDB and Arrow are known to raise on a damaged, vanished or read-only table.
@@ -138,9 +139,11 @@ class Tables:
     def add_keys(self, commit_id: str, task: str, keys: TaskKeys) -> None:
         """Append the rows of a task that is not visible yet, and wait until they are on the disk."""
         columns = [keys.increments.tolist(), keys.counts.tolist(), keys.means.tolist()]
-        names = ("commit_id", "task", "index", "increment", "count", "mean", "threshold")
+        names = ("commit_id", "task", "index", "increment", "count", "mean", "scales", "radius")
         rows = [
-            dict(zip(names, (commit_id, task, index, *values, keys.threshold), strict=True))
+            dict(
+                zip(names, (commit_id, task, index, *values, keys.scales.tolist(), keys.radius), strict=True)
+            )
             for index, values in enumerate(zip(*columns, strict=True))
         ]
         self._write("keys", lambda: self._keys.add(pa.Table.from_pylist(rows, schema=KEYS_SCHEMA)))
@@ -226,7 +229,8 @@ def assemble_keys(record: TaskRecord, rows: list[dict[str, Any]], scatter: Tenso
         counts=torch.tensor([row["count"] for row in rows], dtype=torch.int64),
         scatter=scatter,
         increments=torch.tensor([row["increment"] for row in rows], dtype=torch.int64),
-        threshold=rows[0]["threshold"],
+        scales=torch.tensor(rows[0]["scales"], dtype=torch.float64),
+        radius=rows[0]["radius"],
     )
 
 

@@ -1,0 +1,63 @@
+"""Pictures of a run: accuracy matrices side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slm.errors import ConfigError
+
+Scores = Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One accuracy matrix.
+
+    Attributes:
+        title: what learned it.
+        tasks: names in learning order.
+        scores: a[i][j], in 0..1; None where nothing was measured.
+    """
+
+    title: str
+    tasks: Sequence[str]
+    scores: Scores
+
+
+def plot_matrices(panels: Sequence[Panel], path: str | Path) -> Path:
+    """Draw accuracy matrices side by side, one colour scale, each cell with its score in percent.
+
+    Raises:
+        ConfigError: there is nothing to draw, or matplotlib is missing.
+    """
+    if not panels:
+        raise ConfigError("no accuracy matrix was given: pass at least one panel")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'scalable-lm[bench]'") from error
+    size = max(len(panel.tasks) for panel in panels)
+    figure = Figure(figsize=(len(panels) * (1.7 + 0.85 * size), 1.6 + 0.62 * size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    image = None
+    for ax, panel in zip(axes, panels, strict=True):
+        values = [[float("nan") if v is None else 100 * v for v in row] for row in panel.scores]
+        image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                if value == value:
+                    colour = "black" if value > 60 else "white"
+                    ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=9)
+        ax.set_title(panel.title, fontsize=11)
+        ax.set_xticks(range(len(panel.tasks)), panel.tasks, rotation=30, ha="right")
+        ax.set_yticks(range(len(panel.tasks)), [f"after {name}" for name in panel.tasks])
+        ax.set_xlabel("score on the test rows of")
+    figure.colorbar(image, ax=list(axes), label="score (%)", shrink=0.85)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
