@@ -13,7 +13,6 @@ def message_of(mapping: dict) -> str:
 @pytest.mark.parametrize(
     ("mapping", "mistake"),
     [
-        ({"retrieval": 1}, "Config: retrieval must hold settings by name, got 1"),
         ({"retrieval": {"layers": 3}}, "RetrievalConfig: layers must be a list of whole numbers, got 3"),
         (
             {"retrieval": {"layers": ["a"]}},
@@ -32,6 +31,12 @@ def message_of(mapping: dict) -> str:
 )
 def test_a_value_of_another_type_is_refused_by_name(mapping, mistake):
     assert message_of(mapping) == f"{mistake}: correct these settings"
+
+
+def test_settings_of_a_room_must_be_a_mapping():
+    assert message_of({"retrieval": 1}) == "retrieval must be a mapping of settings, got 1"
+    with pytest.raises(ConfigError, match="retrieval must be a mapping of settings, got 1"):
+        Config(retrieval=1)
 
 
 def test_types_and_ranges_are_reported_together():

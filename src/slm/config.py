@@ -64,7 +64,7 @@ class _Config:
             value = getattr(self, f.name)
             if annotation not in _TYPES:
                 if not isinstance(value, _Config):
-                    yield f.name, f"{f.name} must hold settings by name, got {value!r}"
+                    yield f.name, f"{f.name} must be a mapping of settings, got {value!r}"
                 continue
             allowed, words = _TYPES[annotation]
             if not (_is_of(value, allowed) or (optional and value is None)):
