@@ -1,0 +1,20 @@
+import torch
+from torch import nn
+
+from slm.backbone.reparameterize import LearningBinding, ReparameterizedLinear, SharedBinding
+
+
+def test_a_layer_takes_a_stored_change_after_one_that_was_being_learned():
+    layer = ReparameterizedLinear(nn.Linear(3, 2))
+    x = torch.ones(1, 1, 3)
+    layer.bind(LearningBinding(layer.base, 1, 1.0, 0.0, torch.Generator()))
+    assert torch.equal(layer(x), layer.base(x))
+    layer.bind(None)
+    layer.bind(SharedBinding(torch.ones(3, 1), torch.ones(1, 2)))
+    assert torch.equal(layer(x), layer.base(x) + 3)
+
+
+def test_what_is_being_learned_is_no_part_of_the_frozen_layer():
+    layer = ReparameterizedLinear(nn.Linear(3, 2))
+    layer.bind(LearningBinding(layer.base, 1, 1.0, 0.0, torch.Generator()))
+    assert set(layer.state_dict()) == {"base.weight", "base.bias"}
