@@ -1,0 +1,96 @@
+"""The command ``slm``: builds the app, runs it, and makes one line and an exit code of every failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+import slm
+from slm.cli import ask, doctor, evaluate, explain, forget, init, learn, tasks
+from slm.cli.output import print_failure
+from slm.cli.process import drop_output, set_up_process
+from slm.errors import SlmError
+
+# typer carries click under a name that differs between its versions; this class is public in all of them.
+_UsageError: Any = typer.BadParameter.__base__
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="A language model that keeps learning: teach it task after task, ask without naming them.",
+    epilog="Examples:\n\n  slm init notes\n\n  slm learn notes film-sentiment films.jsonl",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (init, learn, ask, explain, evaluate, tasks, forget, doctor):
+    _name = _module.__name__.rpartition(".")[2]
+    app.command(_name, epilog="\n\n  ".join(("Examples:", *_module.EXAMPLES)))(getattr(_module, _name))
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"slm {slm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``slm`` and return its exit code.
+
+    0: done; 1: an :class:`SlmError`, a problem found by ``doctor``, or a defect; 2: wrong usage; 130:
+    interrupted. A failure is one line on standard error; with SLM_DEBUG=1 it is a traceback.
+
+    Args:
+        arguments: what stands behind ``slm``; None takes the process's own.
+    """
+    set_up_process()
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            code = _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+        return 1
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = int(get_command(app).main(arguments, prog_name="slm", standalone_mode=False) or 0)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "slm"
+        print_failure(f"{error.format_message().rstrip('.')}: see {command} --help")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:  # whatever it is, a user gets one line
+        if os.environ.get("SLM_DEBUG") or isinstance(error, BrokenPipeError):
+            raise
+        defect = "this is a defect, run with SLM_DEBUG=1 for the traceback"
+        is_meant = isinstance(error, SlmError)
+        print_failure(str(error) if is_meant else f"{type(error).__name__} ({error}): {defect}")
+        return 1
+    if code == _INTERRUPTED:
+        print_failure("interrupted, nothing was stored")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

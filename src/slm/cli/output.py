@@ -1,0 +1,70 @@
+"""What the commands print: JSON for programs, text for people, one line for every failure."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document in ASCII, so that no terminal's encoding can break it."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_line(text: str = "", style: str | None = None) -> None:
+    """Print text as it is: never wrapped, and brackets in it are no markup."""
+    from rich.console import Console
+
+    Console(highlight=False).print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], num_texts: int = 1) -> None:
+    """Print a table; the first ``num_texts`` columns are texts, the others numbers.
+
+    Off a terminal no column is cut short, however long the lines become.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, title in enumerate(header):
+        table.add_column(title, justify="left" if number < num_texts else "right", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False)
+    width = console.width if console.is_terminal else 10_000
+    console.print(table, width=width, soft_wrap=not console.is_terminal)
+
+
+def print_failure(message: str) -> None:
+    """Print why a command failed, as one line on standard error."""
+    sys.stderr.write(f"slm: {' '.join(message.splitlines())}\n")
+
+
+def draw_bar(share: float, num_columns: int = 24) -> str:
+    """A bar for a share in 0..1; a share that is not zero is never drawn as nothing."""
+    filled = round(share * num_columns)
+    return "█" * max(filled, 1 if share >= 0.005 else 0)
+
+
+def name_weights(tasks: Iterable[tuple[str, float]]) -> str:
+    """Tasks and what each gave, as "film 0.93, news 0.07"."""
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in tasks)
+
+
+def is_on_terminal() -> bool:
+    """Whether somebody watches standard error, where progress bars go."""
+    return sys.stderr.isatty()
+
+
+def _finite(value: Any) -> Any:
+    """The value with null where a number is NaN or infinite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

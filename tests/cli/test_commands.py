@@ -1,0 +1,181 @@
+import json
+import shutil
+
+import pytest
+
+from tests.cli.conftest import BAD, GOOD
+
+REVIEW = "a wonderful film, clever and moving"
+
+
+def document(result):
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
+
+
+@pytest.fixture(scope="module")
+def scratch(store, tmp_path_factory):
+    """A copy of the store that a test may change."""
+    return shutil.copytree(store, tmp_path_factory.mktemp("scratch") / "notes")
+
+
+def test_init_makes_a_store_with_the_settings_of_file_and_command_line(slm, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("retrieval:\n  top_k: 3\n  min_weight: 0.1\n")
+    made = document(slm("init", tmp_path / "new", "--config", file, "--set", "retrieval.top_k=1", "--json"))
+    assert made["backbone"] == "minilm"
+    assert made["kind"] == "encoder"
+    assert (made["config"]["retrieval"]["top_k"], made["config"]["retrieval"]["min_weight"]) == (1, 0.1)
+
+
+def test_init_says_what_comes_next(slm, tmp_path):
+    folder = tmp_path / "new"
+    result = slm("init", folder, "--backbone", "minilm")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == (
+        f"made the store {folder} for the encoder backbone minilm\nnext: slm learn {folder} NAME SOURCE\n"
+    )
+    listed = slm("tasks", folder)
+    assert listed.out == f"no tasks yet: slm learn {folder} NAME SOURCE\n"
+
+
+def test_show_prints_three_examples_as_the_model_sees_them_and_learns_nothing(slm, store, data):
+    source = data / "films" / "train.jsonl"
+    shown = document(slm("learn", store, "other", source, "--show", "--json"))
+    assert shown["examples"] == [
+        f"[CLS] {GOOD[0]} [SEP] ⟶ good",
+        f"[CLS] {BAD[0]} [SEP] ⟶ bad",
+        f"[CLS] {GOOD[1]} [SEP] ⟶ good",
+    ]
+    assert slm("learn", store, "other", source, "--show").out == "\n\n".join(shown["examples"]) + "\n"
+    assert [task["task"] for task in document(slm("tasks", store, "--json"))] == ["films"]
+
+
+def test_learn_measures_the_test_examples_and_forget_removes_the_task(slm, scratch, data):
+    source, test = data / "films" / "train.jsonl", data / "films" / "test.jsonl"
+    report = document(
+        slm(
+            "learn",
+            scratch,
+            "again",
+            source,
+            "--test",
+            test,
+            "--epochs",
+            1,
+            "--limit",
+            12,
+            "--seed",
+            3,
+            "--json",
+        )
+    )
+    assert (report["task"], report["kind"], report["num_examples"]) == ("again", "classification", 12)
+    assert report["num_epochs"] == 1
+    assert 0 <= report["test_score"] <= 1
+    assert report["test_metric"] == "accuracy"
+
+    gone = slm("forget", scratch, "again")
+    assert gone == (0, "forgot again, films is left\n", "")
+
+
+def test_forget_asks_on_a_terminal(slm, store):
+    result = slm("forget", store, "films", stdin=b"n\n", is_terminal=True)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith("slm: nothing was forgotten\n")
+    assert "Forget films (24 examples) for good?" in result.err
+    assert document(slm("tasks", store, "--json"))
+
+
+def test_forget_takes_yes_for_an_answer(slm, scratch, data):
+    copy = shutil.copytree(scratch, scratch.parent / "copy")
+    result = slm("forget", copy, "films", "--json", stdin=b"y\n", is_terminal=True)
+    assert (result.code, json.loads(result.out)) == (0, {"forgotten": "films", "tasks": []})
+
+
+def test_ask_takes_its_questions_from_arguments_a_file_or_standard_input(slm, store, tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text(f"{REVIEW}\n\n{BAD[0]}\n")
+    options = ("--task", "films", "--json")
+    by_argument = document(slm("ask", store, REVIEW, BAD[0], *options))
+    by_file = document(slm("ask", store, "--file", file, *options))
+    by_stdin = document(slm("ask", store, *options, stdin=file.read_bytes()))
+    by_rows = document(
+        slm("ask", store, *options, stdin=f'{{"text": "{REVIEW}"}}\n{{"text": "{BAD[0]}"}}\n'.encode())
+    )
+    assert by_argument == by_file == by_stdin == by_rows
+    assert [answer["text"] for answer in by_argument] == ["good", "bad"]
+    assert by_argument[0]["tasks"] == [["films", 1.0]]
+    assert not by_argument[0]["is_abstained"]
+
+
+def test_ask_prints_answer_confidence_and_retrieved_tasks(slm, store):
+    result = slm("ask", store, REVIEW, "--task", "films")
+    answer, source = result.out.splitlines()
+    assert answer == "good"
+    assert source.startswith("confidence 0.")
+    assert source.endswith("; films 1.00")
+
+
+def test_ask_says_that_it_abstained(slm, store):
+    strange = "xylem 4711 §§ quark-gluon plasma; SELECT * FROM t WHERE id = 7"
+    two = slm("ask", store, strange, GOOD[0])
+    assert two.out.splitlines()[:2] == [strange, "abstained: this belongs to no learned task"]
+    assert document(slm("ask", store, strange, "--json"))[0]["text"] is None
+
+
+def test_explain_draws_the_decision(slm, store):
+    explained = document(slm("explain", store, GOOD[0], "--json"))
+    assert [candidate["task"] for candidate in explained["candidates"]] == ["films"]
+    header, row, verdict = slm("explain", store, GOOD[0]).out.splitlines()
+    assert header.split() == ["task", "probability", "distance", "threshold", "weight"]
+    assert row.split()[:3] == ["films", "█" * 24, "1.00"]
+    assert verdict == "answers with films 1.00"
+
+
+def test_evaluate_measures_the_store(slm, store, data):
+    measured = document(slm("evaluate", store, data, "--tasks", "films", "--limit", 4, "--json"))
+    assert measured["tasks"] == ["films"]
+    assert measured["num_rows"] == [4]
+    assert measured["forgetting"] is None
+    printed = slm("evaluate", store, data).out
+    assert printed.splitlines()[0].split() == [
+        "task", "metric", "rows", "first", "last", "oracle", "misrouted",
+    ]  # fmt: skip
+    assert "average " in printed
+
+
+def test_tasks_lists_what_was_learned(slm, store):
+    (listed,) = document(slm("tasks", store, "--json"))
+    assert (listed["task"], listed["kind"], listed["labels"]) == ("films", "classification", ["bad", "good"])
+    row = slm("tasks", store).out.splitlines()[1].split()
+    assert row[:6] == ["films", "classification", "bad,", "good", "24", "1"]
+
+
+def test_doctor_reports_the_machine_and_a_whole_store(slm, store):
+    found = document(slm("doctor", store, "--json"))
+    assert found["problems"] == []
+    assert set(found["versions"]) == {"python", "scalable-lm", "torch", "transformers", "lancedb"}
+    assert found["dtype"] in ("float32", "bfloat16")
+    assert found["models"]["minilm"] == "ok"
+    assert slm("doctor").out.splitlines()[-1] == "no problems"
+
+
+def test_doctor_repairs_what_a_cut_short_write_left_behind(slm, scratch):
+    (scratch / "tasks" / ".tmp-0123").mkdir()
+    broken = slm("doctor", scratch)
+    assert broken.code == 1
+    line = "problem: tasks/.tmp-0123 belongs to no task, a write was cut short: repair removes it"
+    assert broken.out.splitlines()[-1] == line
+    found = document(slm("doctor", scratch, "--repair", "--json"))
+    assert found["repairs"] == ["removed tasks/.tmp-0123"]
+
+
+def test_doctor_reports_a_damaged_file_as_json_and_exits_1(slm, scratch):
+    file = next(scratch.glob("tasks/films-*/head.safetensors"))
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1] + b"\x7f")
+    result = slm("doctor", scratch, "--json")
+    file.write_bytes(intact)
+    assert (result.code, result.err) == (1, "")
+    assert len(json.loads(result.out)["problems"]) == 1

@@ -1,0 +1,113 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slm.cli import ask, doctor, evaluate, explain, forget, init, learn, tasks
+
+COMMANDS = (init, learn, ask, explain, evaluate, tasks, forget, doctor)
+SLM = (sys.executable, "-m", "slm.cli.main")
+
+
+def name_of(module) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def test_help_takes_less_than_half_a_second():
+    def seconds() -> float:
+        begun = time.perf_counter()
+        subprocess.run([*SLM, "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begun
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys; from slm.cli.main import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'lancedb', 'numpy', 'pyarrow', 'datasets'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    for arguments in (["--help"], ["learn", "--help"], ["--version"], ["no-such-command"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == (2 if arguments == ["no-such-command"] else 0), done.stderr
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=name_of)
+def test_every_help_page_shows_its_two_examples_and_json(slm, module, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    page = slm(name_of(module), "--help")
+    assert page.code == 0
+    assert len(module.EXAMPLES) == 2
+    for example in module.EXAMPLES:
+        assert example.startswith(f"slm {name_of(module)}")
+        assert example in page.out
+    assert "--json" in page.out
+
+
+def test_without_arguments_slm_shows_its_help(slm):
+    assert slm().out == slm("-h").out
+    assert "forget" in slm().out
+
+
+def test_version_is_the_package_s(slm):
+    import slm as package
+
+    assert slm("--version") == (0, f"slm {package.__version__}\n", "")
+
+
+def test_no_command_has_100_lines():
+    folder = Path(init.__file__).parent
+    assert {path.name for path in folder.glob("*.py") if len(path.read_text().splitlines()) >= 100} == set()
+
+
+def raising(error: BaseException):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_an_interrupt_says_that_nothing_was_stored(slm, store, monkeypatch):
+    monkeypatch.setattr("slm.model.ScalableLM.open", raising(KeyboardInterrupt()))
+    assert slm("ask", store, "why") == (130, "", "slm: interrupted, nothing was stored\n")
+
+
+def test_a_defect_is_one_line_that_says_how_to_see_more(slm, store, monkeypatch):
+    monkeypatch.setattr("slm.model.ScalableLM.open", raising(RuntimeError("odd\nthing")))
+    more = "this is a defect, run with SLM_DEBUG=1 for the traceback"
+    assert slm("ask", store, "why") == (1, "", f"slm: RuntimeError (odd thing): {more}\n")
+    monkeypatch.setenv("SLM_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="odd"):
+        slm("ask", store, "why")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupt_from_outside_ends_the_process_with_130():
+    code = (
+        "import sys; from slm.cli.main import main; print('ready', flush=True); sys.exit(main(['ask', 's']))"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.3)  # it loads, or waits for questions
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"slm: interrupted, nothing was stored\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes a pipe")
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*SLM, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    done = subprocess.run(
+        f"{sys.executable} -m slm.cli.main --help | head -1", shell=True, capture_output=True
+    )
+    assert done.stderr == b""
