@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,7 +80,8 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     train = [row for row, out in zip(rows, is_held, strict=True) if not out]
     validation = [row for row, out in zip(rows, is_held, strict=True) if out]
     learnable = Learnable(model.backbone, model.config.increments, config, len(task.labels))
-    result = fit(learnable, model.backbone, train, validation, config, f"learning {task.name}")
+    apart = _with_own_checkpoints(model, task, config)
+    result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
 
     is_encoder = model.backbone.kind is BackboneKind.ENCODER
@@ -99,7 +103,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         len(rows),
         TaskKnowledge(keys, (learnable.increment(),), learnable.head_tensors()),
         # Nothing here may vary from run to run: the same seed gives the same bytes.
-        {"learning": config.as_dict(), "validation_score": score, "num_epochs": result.num_epochs},
+        {"learning": _knowledge_settings(config), "validation_score": score, "num_epochs": result.num_epochs},
     )
     size = model.store.size_bytes(record)
     return dataclasses.replace(report, time_s=time.perf_counter() - begun, size_bytes=size)
@@ -156,6 +160,22 @@ def _check(model: ScalableLM, task: Task) -> None:
             f"task {task.name!r} asks for free text, which the encoder {model.backbone.source!r} cannot "
             "write: use a causal backbone such as 'smollm2'"
         )
+
+
+def _knowledge_settings(config: LearningConfig) -> dict[str, Any]:
+    """The settings that what is learned depends on: not where checkpoints lie, nor what is shown."""
+    return {k: v for k, v in config.as_dict().items() if k not in ("checkpoint_folder", "has_progress")}
+
+
+def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig) -> LearningConfig:
+    """The same settings with a folder of this learning's own, so that none resumes another's checkpoint."""
+    if config.checkpoint_folder is None:
+        return config
+    shape = model.config.increments.as_dict()
+    what = [model.backbone.fingerprint, task.digest(), shape, _knowledge_settings(config)]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    folder = Path(config.checkpoint_folder) / f"{task.name}-{digest[:12]}"
+    return dataclasses.replace(config, checkpoint_folder=str(folder))
 
 
 def _assign(queries: Tensor, task: Task, num_keys: int | None, seed: int) -> Tensor:

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from slm import ScalableLM, Task
+from slm.backbone.load import load_backbone
+
+ROWS = [("a joy", "good"), ("a mess", "bad"), ("a delight", "good"), ("a bore", "bad"), ("lovely", "good")]
+ROWS += [("awful", "bad"), ("superb", "good"), ("dull", "bad"), ("great fun", "good"), ("a waste", "bad")]
+SETTINGS = {"num_epochs": 2, "has_progress": False}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("minilm")
+
+
+def films(name: str, labels: dict[str, str]) -> Task:
+    return Task.from_rows(name, [{"text": text, "label": labels[label]} for text, label in ROWS])
+
+
+def test_no_task_starts_from_the_checkpoint_of_another(backbone, tmp_path):
+    first = films("first", {"good": "a", "bad": "b"})
+    second = films("second", {"good": "b", "bad": "a"})
+    alone = ScalableLM.create(tmp_path / "alone", backbone)
+    alone.learn(second, **SETTINGS)
+    after = ScalableLM.create(tmp_path / "after", backbone)
+    after.learn(first, **SETTINGS, checkpoint_folder=str(tmp_path / "checkpoints"))
+    after.learn(second, **SETTINGS, checkpoint_folder=str(tmp_path / "checkpoints"))
+    expected, found = (model.store.head(model.store.task("second")) for model in (alone, after))
+    assert torch.equal(found["weight"], expected["weight"])
+
+
+def test_the_store_remembers_no_setting_that_changes_nothing_learned(backbone, tmp_path):
+    model = ScalableLM.create(tmp_path / "store", backbone)
+    model.learn(films("films", {"good": "a", "bad": "b"}), **SETTINGS, checkpoint_folder=str(tmp_path / "ck"))
+    (record,) = model.tasks
+    remembered = record.metadata["learning"]
+    assert remembered["num_epochs"] == 2
+    assert not {"checkpoint_folder", "has_progress"} & set(remembered)
