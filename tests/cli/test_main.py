@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,14 @@ def raising(error: BaseException):
 def test_an_interrupt_says_that_nothing_was_stored(slm, store, monkeypatch):
     monkeypatch.setattr("slm.model.ScalableLM.open", raising(KeyboardInterrupt()))
     assert slm("ask", store, "why") == (130, "", "slm: interrupted, nothing was stored\n")
+
+
+def test_an_interrupt_after_the_commit_says_that_the_task_is_stored(slm, store, data, tmp_path, monkeypatch):
+    copy, films = shutil.copytree(store, tmp_path / "copy"), data / "films" / "train.jsonl"
+    monkeypatch.setattr("slm.model.ScalableLM.evaluate", raising(KeyboardInterrupt()))
+    result = slm("learn", copy, "again", films, "--test", films, "--epochs", 1)
+    assert result == (1, "", "slm: interrupted, again is stored but not measured\n")
+    assert "again" in slm("tasks", copy).out
 
 
 def test_a_defect_is_one_line_that_says_how_to_see_more(slm, store, monkeypatch):

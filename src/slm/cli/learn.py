@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
-from slm.cli.output import is_on_terminal, print_json, print_line
+from slm.cli.output import is_on_terminal, print_failure, print_json, print_line
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
@@ -69,31 +69,31 @@ def learn(
         "num_epochs": epochs,
         "checkpoint_folder": str(checkpoints) if checkpoints else None,
     }
+    given["is_truncating"] = is_truncating or None  # False leaves it to the store's settings
     settings = {key: value for key, value in given.items() if value is not None}
-    if is_truncating:
-        settings["is_truncating"] = True
-    report = model.learn(task, has_progress=is_on_terminal(), **settings).as_dict()
-    report |= _measure(model, task)
+    report = model.learn(task, has_progress=is_on_terminal(), **settings).as_dict() | _measure(model, task)
     return print_json(report) if as_json else _print_report(report)
 
 
 def _measure(model: ScalableLM, task: Task) -> dict[str, Any]:
     """The score of the task's test examples; over-long ones are cut, as the task is stored by now."""
-    from slm.tasks import Stream
-
     if not task.test:
         return {"test_score": None, "test_metric": None}
-    stream = Stream((task,))
-    measured = model.evaluate(stream, is_truncating=True, has_progress=is_on_terminal())
+    from slm.tasks import Stream
+
+    try:
+        measured = model.evaluate(Stream((task,)), is_truncating=True, has_progress=is_on_terminal())
+    except KeyboardInterrupt:  # elsewhere it means that nothing was stored
+        print_failure(f"interrupted, {task.name} is stored but not measured")
+        raise typer.Exit(1) from None
     return {"test_score": measured.average, "test_metric": measured.metrics[0]}
 
 
 def _print_report(report: dict[str, Any]) -> None:
     print_line(f"learned {report['task']} ({report['kind']}, {report['num_examples']} examples)")
-    if report["test_score"] is not None:
-        print_line(f"{report['test_metric']} {report['test_score']:.3f} on the test examples")
-    if report["validation_score"] is not None:
-        held_out = f"on {report['num_validation']} held-out examples"
-        print_line(f"{report['validation_metric']} {report['validation_score']:.3f} {held_out}")
-    took = f"{report['num_epochs']:g} epochs, {report['time_s']:.1f} s, {report['size_bytes'] / 1e6:.2f} MB"
-    print_line(took, "dim")
+    for part, number in (("test", ""), ("validation", f"{report['num_validation']} ")):
+        if report[f"{part}_score"] is not None:
+            score = f"{report[f'{part}_metric']} {report[f'{part}_score']:.3f}"
+            print_line(f"{score} on {number}{part} examples")
+    size = f"{report['size_bytes'] / 1e6:.2f} MB"
+    print_line(f"{report['num_epochs']:g} epochs, {report['time_s']:.1f} s, {size}", "dim")
