@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from slm.errors import BackboneError, IncrementError
 
 
+@runtime_checkable
 class Pair(Protocol):
     """What a low-rank pair looks like from here: A (R, I) and B (O, R)."""
 
@@ -32,6 +33,7 @@ class Pair(Protocol):
     def B(self) -> Tensor: ...  # noqa: N802, D102
 
 
+@runtime_checkable
 class LowRank(Protocol):
     """What an increment looks like from here."""
 
@@ -68,6 +70,7 @@ class Mixture:
         return bool((self.slots == self.slots[:1]).all() and (self.weights == self.weights[:1]).all())
 
 
+@runtime_checkable
 class Binding(Protocol):
     """The change a layer adds to its output for the batch at hand."""
 

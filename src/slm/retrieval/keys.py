@@ -103,7 +103,7 @@ def leave_one_out_distances(
         counts: (B,) int64, rows of each row's key.
     """
     num_rows = centred.shape[0]
-    covariance, rho = shrink(scatter / num_rows, num_rows)
+    covariance, rho = shrink(scatter / num_rows, float(num_rows))
     g = (centred * torch.linalg.solve(covariance, centred.T).T).sum(1)
     n = counts.to(torch.float64).clamp_min(2.0)
     a = n / (n - 1)

@@ -1,0 +1,257 @@
+"""The invariants of the whole chain, on real pretrained models at float32."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.errors import ConfigError, DataError, StoreError, TaskError
+from slm.model import ScalableLM
+from slm.tasks import Task
+from tests.conftest import config, rows_of
+
+MIXED = ["where is the station? où est la gare", "a lovely film", "wo ist das Brot", "i hated this film"]
+OUTSIDE = "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_each_row_is_answered_from_its_own_task(encoder, languages, moods):
+    for task in (languages, moods):
+        answers = encoder.ask([e.prompt for e in task.examples])
+        right = [a.text == e.target for a, e in zip(answers, task.examples, strict=True)]
+        own = [bool(a.tasks) and a.tasks[0][0] == task.name for a in answers]
+        assert sum(right) >= 0.9 * len(right)
+        assert sum(own) >= 0.95 * len(own)
+
+
+def test_a_row_gets_the_same_answer_alone_in_its_task_and_in_a_mixed_batch(encoder):
+    mixed = encoder.ask(MIXED, batch_size=4)
+    own = [encoder.ask(MIXED[i::2], batch_size=2) for i in range(2)]
+    for i, text in enumerate(MIXED):
+        alone = encoder.ask(text)[0]
+        for other in (mixed[i], own[i % 2][i // 2]):
+            assert (alone.text, alone.kind, alone.is_abstained) == (other.text, other.kind, other.is_abstained)
+            assert alone.confidence == pytest.approx(other.confidence, abs=1e-5)
+            assert dict(alone.tasks) == pytest.approx(dict(other.tasks), abs=1e-5)
+
+
+def test_pooled_states_of_a_mixed_batch_equal_each_row_alone(encoder):
+    backbone = encoder.backbone
+    rows = [backbone.row(text, is_truncating=False, where="row") for text in MIXED]
+    with torch.inference_mode():
+        batch = backbone.batch(rows)
+        with encoder._adapting(batch, MIXED):
+            mixed = backbone.pooled(batch)
+        for i, row in enumerate(rows):
+            batch = backbone.batch([row])
+            with encoder._adapting(batch, MIXED[i : i + 1]):
+                alone = backbone.pooled(batch)
+            torch.testing.assert_close(alone[0], mixed[i], atol=1e-5, rtol=0)
+
+
+def test_causal_rows_get_exactly_the_same_tokens_alone_and_mixed(causal):
+    questions = ["a lovely film, i loved it", "what is 4 plus 5?", OUTSIDE, "what is 6 plus 3?", "a cold mess"]
+    mixed = causal.ask(questions, max_new_tokens=8)
+    for question, answer in zip(questions, mixed, strict=True):
+        alone = causal.ask(question, max_new_tokens=8)[0]
+        assert alone.text == answer.text
+        assert alone.kind == answer.kind
+        assert alone.confidence == pytest.approx(answer.confidence, abs=1e-4)
+
+
+def test_a_causal_model_names_labels_and_writes_text_by_the_retrieved_task(causal, moods, sums):
+    good, total = causal.ask(["i loved it!", "what is 2 plus 3?"], max_new_tokens=8)
+    assert (good.kind, good.text, good.tasks[0][0]) == ("classification", "good", "moods")
+    assert (total.kind, total.tasks[0][0]) == ("generation", "sums")
+    answers = causal.ask([e.prompt for e in sums.examples], max_new_tokens=8)
+    assert all(a.text.isdigit() for a in answers), [a.text for a in answers]
+
+
+def test_a_row_of_no_task_abstains_and_gets_the_frozen_backbones_words(causal, encoder, tmp_path, smollm2):
+    assert encoder.explain(OUTSIDE).is_abstained
+    silent = encoder.ask(OUTSIDE)[0]
+    assert (silent.text, silent.kind, silent.tasks, silent.is_abstained) == (None, "frozen", (), True)
+    frozen = ScalableLM.create(tmp_path / "empty", smollm2, config(1)).ask(OUTSIDE, max_new_tokens=12)[0]
+    answer = causal.ask([OUTSIDE, "what is 4 plus 5?"], max_new_tokens=12)[0]
+    assert answer.is_abstained
+    assert answer.text == frozen.text
+    assert answer.kind == "frozen"
+
+
+def test_learning_leaves_the_files_of_earlier_tasks_byte_identical_and_their_answers_unchanged(
+    tmp_path, minilm, languages, moods, sums
+):
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    model.learn(languages)
+    before = digests(tmp_path / "store" / "tasks")
+    answers = model.restricted(["languages"]).ask(MIXED)
+    model.learn(moods)
+    after = digests(tmp_path / "store" / "tasks")
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+    assert model.restricted(["languages"]).ask(MIXED) == answers
+
+
+def test_after_forget_the_store_answers_as_if_the_task_had_never_been_taught(
+    tmp_path, minilm, languages, moods
+):
+    plain = ScalableLM.create(tmp_path / "plain", minilm, config(1))
+    plain.learn(languages)
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    model.learn(moods)
+    model.learn(languages)
+    model.forget("moods")
+    assert [record.name for record in model.tasks] == ["languages"]
+    assert model.ask(MIXED) == plain.ask(MIXED)
+    assert model.explain(MIXED[0]) == plain.explain(MIXED[0])
+    leftover = digests(tmp_path / "store" / "tasks")
+    assert all("moods" not in path for path in leftover)
+
+
+def test_the_order_of_tasks_changes_no_answer(tmp_path, minilm, encoder, languages, moods):
+    other = ScalableLM.create(tmp_path / "store", minilm, config(6))
+    other.learn(moods)
+    other.learn(languages)
+    for one, two in zip(encoder.ask(MIXED), other.ask(MIXED), strict=True):
+        assert one.text == two.text
+        assert one.confidence == pytest.approx(two.confidence, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, minilm, languages):
+    adapters = []
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        model = ScalableLM.create(tmp_path / name, minilm, config(1))
+        model.learn(languages, seed=seed)
+        files = digests(tmp_path / name / "tasks")
+        adapters.append(sorted(v for k, v in files.items() if k.endswith("adapter_model.safetensors")))
+    assert adapters[0] == adapters[1]
+    assert adapters[0] != adapters[2]
+
+
+def test_save_and_open_gives_the_same_answers(encoder, minilm):
+    again = ScalableLM.open(encoder.store.path, minilm)
+    assert again.ask(MIXED) == encoder.ask(MIXED)
+
+
+def test_an_open_model_sees_what_another_learns(tmp_path, minilm, languages):
+    writer = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    reader = ScalableLM.open(tmp_path / "store", minilm)
+    assert reader.tasks == ()
+    assert reader.ask("bonjour")[0].is_abstained
+    writer.learn(languages)
+    assert [record.name for record in reader.tasks] == ["languages"]
+    assert reader.ask("je voudrais du pain")[0].text == "french"
+
+
+def test_a_store_of_another_backbone_is_refused_by_fingerprint(encoder, smollm2):
+    with pytest.raises(StoreError, match=r"was made with backbone 'minilm' .* got 'smollm2'.*open it with the"):
+        ScalableLM.open(encoder.store.path, smollm2)
+
+
+def test_the_stored_adapter_is_one_that_peft_loads_with_the_same_hidden_states(encoder, languages):
+    peft = pytest.importorskip("peft")
+    from slm.backbone.load import load_backbone
+
+    record = encoder.tasks[0]
+    folder = encoder.store.path / record.folder / "increment-0"
+    fresh = load_backbone("minilm", encoder.config.backbone)
+    adapted = peft.PeftModel.from_pretrained(fresh.model, folder).eval()
+    oracle = encoder.restricted([record.name], is_abstaining=False)
+    rows = [fresh.row(e.prompt, is_truncating=False, where="row") for e in languages.examples[:8]]
+    batch = fresh.batch(rows)
+    with torch.inference_mode():
+        theirs = adapted(**fresh.inputs(batch)).last_hidden_state
+        with oracle._adapting(batch, [""] * 8):
+            ours = encoder.backbone.hidden(batch)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_sentence_extractor_routes_and_bends_every_layer(tmp_path, minilm, languages, moods):
+    pytest.importorskip("sentence_transformers")
+    import dataclasses
+
+    from slm.config import RetrievalConfig
+
+    settings = dataclasses.replace(config(4), retrieval=RetrievalConfig(extractor="sentence"))
+    model = ScalableLM.create(tmp_path / "store", minilm, settings)
+    model.learn(languages)
+    model.learn(moods)
+    answers = model.ask(["wo ist der Bahnhof", "a warm delight"])
+    assert [a.tasks[0][0] for a in answers] == ["languages", "moods"]
+
+
+def test_several_keys_per_task_share_its_increment(tmp_path, minilm, languages, moods):
+    import dataclasses
+
+    from slm.config import RetrievalConfig
+
+    for number, wanted in ((None, 2), (3, 3)):
+        settings = dataclasses.replace(config(2), retrieval=RetrievalConfig(keys_per_task=number, top_k=3))
+        model = ScalableLM.create(tmp_path / str(number), minilm, settings)
+        model.learn(languages)
+        model.learn(moods)
+        assert [record.num_keys for record in model.tasks] == [wanted, wanted]
+        answers = model.ask(["wo ist der Bahnhof", "a warm delight"])
+        assert [a.tasks[0][0] for a in answers] == ["languages", "moods"]
+        assert all(sum(weight for _, weight in a.tasks) == pytest.approx(1.0) for a in answers)
+
+
+def test_nothing_is_stored_when_the_loss_is_not_finite(tmp_path, minilm, languages, monkeypatch):
+    from slm.errors import LearningError
+    from slm.learning import trainer
+
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    real = trainer.label_objective
+
+    def poisoned(*args):
+        outcome = real(*args)
+        return type(outcome)(outcome.loss * float("nan"), outcome.num_correct, outcome.num_counted)
+
+    monkeypatch.setattr(trainer, "label_objective", poisoned)
+    with pytest.raises(LearningError, match=r"the loss became nan while learning, so nothing was stored: lower"):
+        model.learn(languages)
+    assert model.tasks == ()
+    assert list((tmp_path / "store" / "tasks").iterdir()) == []
+    monkeypatch.undo()
+    model.learn(languages)
+    assert [record.name for record in model.tasks] == ["languages"]
+
+
+def test_wrong_requests_are_refused_in_words(encoder, sums, languages, tmp_path, minilm):
+    with pytest.raises(DataError, match=r"^question 2 is empty: give it some text$"):
+        encoder.ask(["fine", "  "])
+    with pytest.raises(DataError, match=r"^question 1 has \d+ tokens, the window holds 128: shorten it, or allow"):
+        encoder.ask("word " * 400)
+    assert encoder.ask("word " * 400, is_truncating=True)[0] is not None
+    with pytest.raises(TaskError, match=r"^task 'languages' is already learned: forget it first or choose"):
+        encoder.learn(languages)
+    with pytest.raises(TaskError, match=r"^task 'sums' asks for free text, which the encoder 'minilm' cannot"):
+        encoder.learn(sums)
+    with pytest.raises(TaskError, match=r"did you mean languages\?"):
+        encoder.forget("langages")
+    with pytest.raises(ConfigError, match=r"unknown setting 'num_epoch', did you mean 'num_epochs'\?"):
+        encoder.learn(Task.from_rows("other", rows_of({"a": ["x"], "b": ["y"]})), num_epoch=1)
+
+
+def test_too_long_an_answer_for_the_window_is_refused(causal):
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 9000 .* lower max_new_tokens$"):
+        causal.ask("hello", max_new_tokens=9000)
+
+
+def test_explain_lists_every_task_with_the_weights_ask_uses(encoder):
+    explanation = encoder.explain("i loved it")
+    assert [c.task for c in explanation.candidates] == ["moods", "languages"]
+    assert explanation.candidates[0].weight == pytest.approx(1.0)
+    assert explanation.candidates[0].distance < explanation.candidates[0].threshold
+    assert sum(c.probability for c in explanation.candidates) == pytest.approx(1.0)
+    assert encoder.ask("i loved it")[0].tasks == (("moods", pytest.approx(1.0)),)
