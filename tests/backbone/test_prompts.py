@@ -1,0 +1,50 @@
+"""Rendering and padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.backbone.prompts import IGNORED, Renderer
+from slm.errors import BackboneError, DataError
+
+
+def test_answers_are_predicted_from_the_last_prompt_token_on(smollm2):
+    rows = [smollm2.row(p, a, is_truncating=False, where="row") for p, a in (("hi", "yes"), ("a longer one", "no no"))]
+    batch = smollm2.batch(rows)
+    for i, row in enumerate(rows):
+        counted = (batch.targets[i] != IGNORED).nonzero()[:, 0]
+        assert batch.targets[i][counted].tolist() == list(row.target)
+        assert row.target[-1] == smollm2.renderer.tokenizer.eos_token_id
+        assert batch.ids[i][counted[0]] == row.prompt[-1]
+    assert bool(batch.mask[:, -1].all())  # left padding: every row ends in the last column
+
+
+def test_a_conversation_is_rendered_by_the_chat_template(smollm2):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    text = smollm2.renderer.render(messages)
+    assert text.startswith("<|im_start|>system\nBe brief.")
+    assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_the_middle_of_an_over_long_text_is_cut_out_and_both_ends_stay(minilm):
+    text = "first " + "filler " * 500 + "last"
+    with pytest.raises(DataError, match=r"^row 3 has 504 tokens, the window holds 128: shorten it, or allow cutting"):
+        minilm.row(text, is_truncating=False, where="row 3")
+    row = minilm.row(text, is_truncating=True, where="row 3")
+    words = minilm.renderer.tokenizer.decode(row.prompt)
+    assert len(row.prompt) == 128
+    assert words.startswith("[CLS] first")
+    assert words.endswith("last [SEP]")
+
+
+def test_chat_without_a_template_is_refused(minilm):
+    with pytest.raises(BackboneError, match=r"needs a tokenizer with a chat template, this one has none: use 'plain'"):
+        Renderer(minilm.renderer.tokenizer, "chat", 128)
+
+
+def test_positions_count_only_real_tokens(smollm2):
+    rows = [smollm2.row(p, is_truncating=False, where="row") for p in ("hi", "a much longer text than that")]
+    batch = smollm2.batch(rows)
+    for i in range(2):
+        assert torch.equal(batch.positions[i][batch.mask[i]], torch.arange(int(batch.mask[i].sum())))

@@ -1,0 +1,33 @@
+"""Which layers give the query."""
+
+from __future__ import annotations
+
+import pytest
+
+from slm.config import RetrievalConfig
+from slm.errors import ConfigError
+from slm.retrieval.features import first_bent_block, num_passes, query_layers
+
+
+def test_a_shallow_backbone_spends_a_frozen_pass_and_bends_every_block():
+    config = RetrievalConfig()
+    assert query_layers(config, 6) == (1, 3, 5)
+    assert num_passes(config, 6) == 2
+    assert first_bent_block(config, 6) == 0
+
+
+def test_a_deep_backbone_reads_its_first_layers_and_bends_the_rest():
+    config = RetrievalConfig()
+    assert query_layers(config, 30) == (2, 4)
+    assert num_passes(config, 30) == 1
+    assert first_bent_block(config, 30) == 4
+
+
+def test_layers_the_backbone_does_not_have_are_refused():
+    with pytest.raises(ConfigError, match=r"^layers has 9, the backbone has 6 layers: lower it$"):
+        query_layers(RetrievalConfig(layers=(2, 9)), 6)
+
+
+def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
+    with pytest.raises(ConfigError, match=r"read after layer 6 of 6 in one pass, which leaves nothing to bend"):
+        first_bent_block(RetrievalConfig(layers=(6,), num_passes=1), 6)

@@ -1,0 +1,87 @@
+"""Keys: closed forms against slow references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.covariance import OAS
+
+from slm.errors import DataError
+from slm.retrieval.keys import cluster, learn_keys, leave_one_out_distances, pack, shrink, unpack
+
+
+def some_queries(num_rows: int = 40, num_channels: int = 6, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(num_channels, num_channels, generator=generator)
+    return torch.randn(num_rows, num_channels, generator=generator) @ mixing + 3
+
+
+def test_means_counts_and_scatter_are_those_of_a_loop_over_rows():
+    queries = some_queries()
+    assignments = torch.arange(40) % 3
+    keys = learn_keys(queries, assignments)
+    scatter = torch.zeros(6, 6, dtype=torch.float64)
+    for n in range(3):
+        own = queries[assignments == n].double()
+        torch.testing.assert_close(keys.means[n], own.mean(0))
+        assert keys.counts[n] == len(own)
+        for row in own:
+            scatter += torch.outer(row - own.mean(0), row - own.mean(0))
+    torch.testing.assert_close(unpack(keys.scatter, 6), scatter, atol=1e-3, rtol=1e-5)
+
+
+def test_shrinkage_agrees_with_scikit_learn():
+    x = some_queries().double()
+    centred = x - x.mean(0)
+    reference = OAS(assume_centered=True).fit(centred.numpy())
+    found, rho = shrink(centred.T @ centred / len(x), float(len(x)))
+    # scikit-learn leaves out a term of order 1/C of the paper's equation 23.
+    assert rho == pytest.approx(reference.shrinkage_, rel=0.35)
+    assert found.trace() == pytest.approx(float((centred**2).sum() / len(x)))
+    again = OAS(assume_centered=True).fit(centred.numpy())
+    torch.testing.assert_close(
+        (1 - again.shrinkage_) * (centred.T @ centred / len(x)) + again.shrinkage_ * found.trace() / 6 * torch.eye(6),
+        torch.from_numpy(reference.covariance_),
+    )
+
+
+def test_leave_one_out_distances_are_those_of_really_leaving_each_row_out():
+    x = some_queries(30, 4).double()
+    centred = x - x.mean(0)
+    scatter = centred.T @ centred
+    fast = leave_one_out_distances(centred, scatter, torch.full((30,), 30))
+    covariance, rho = shrink(scatter / 30, 30.0)
+    ridge = covariance - (1 - rho) * scatter / 30
+    for i in range(30):
+        rest = torch.cat([x[:i], x[i + 1 :]])
+        rest_scatter = (rest - rest.mean(0)).T @ (rest - rest.mean(0))
+        away = x[i] - rest.mean(0)
+        slow = away @ torch.linalg.solve((1 - rho) * rest_scatter / 30 + ridge, away)
+        assert float(fast[i]) == pytest.approx(float(slow), rel=1e-6)
+
+
+def test_packing_keeps_a_symmetric_matrix():
+    x = some_queries().double()
+    matrix = x.T @ x
+    assert torch.equal(unpack(pack(matrix), 6), matrix)
+
+
+def test_a_query_that_is_not_finite_is_named_by_its_row():
+    queries = some_queries()
+    queries[4, 2] = float("nan")
+    with pytest.raises(DataError, match=r"^the query of training row 5 is not finite: the backbone overflows"):
+        learn_keys(queries, torch.zeros(40, dtype=torch.long))
+
+
+def test_identical_rows_give_usable_keys():
+    keys = learn_keys(torch.ones(12, 5), torch.zeros(12, dtype=torch.long))
+    assert torch.isfinite(keys.scales).all()
+    assert keys.radius >= 0
+
+
+def test_clusters_are_found_and_never_more_than_distinct_rows():
+    far = torch.cat([torch.randn(10, 3), torch.randn(10, 3) + 50])
+    assignments = cluster(far, 2, seed=0)
+    assert len(set(assignments[:10].tolist())) == len(set(assignments[10:].tolist())) == 1
+    assert assignments[0] != assignments[10]
+    assert cluster(torch.ones(8, 3), 4, seed=0).tolist() == [0] * 8

@@ -1,0 +1,161 @@
+"""Decisions: exactness, row-wise, independent of order, and refusals at the stated rate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm.config import RetrievalConfig
+from slm.retrieval.keys import TaskKeys, learn_keys, shrink, unpack
+from slm.retrieval.retriever import Retriever
+from slm.retrieval.scoring import fit_scorer
+
+NUM_CHANNELS = 8
+
+
+def rows_of(task: int, num_rows: int = 200, seed: int = 0) -> torch.Tensor:
+    """Rows of a made-up task: own centre, shared directions, own spread of lengths."""
+    generator = torch.Generator().manual_seed(1000 * task + seed)
+    shared = torch.randn(NUM_CHANNELS, NUM_CHANNELS, generator=torch.Generator().manual_seed(7))
+    centre = 3 * torch.randn(NUM_CHANNELS, generator=torch.Generator().manual_seed(task))
+    length = torch.rand(num_rows, 1, generator=generator) + 0.5
+    return centre + length * torch.randn(num_rows, NUM_CHANNELS, generator=generator) @ shared
+
+
+def keys_of(task: int, num_rows: int = 200) -> TaskKeys:
+    return learn_keys(rows_of(task, num_rows), torch.zeros(num_rows, dtype=torch.long))
+
+
+def retriever_of(tasks: list[TaskKeys], **options) -> Retriever:
+    return Retriever(tasks, sum(t.scatter.double() for t in tasks), RetrievalConfig(**options))
+
+
+@pytest.fixture(scope="module")
+def five() -> list[TaskKeys]:
+    return [keys_of(task) for task in range(5)]
+
+
+def test_posteriors_are_those_of_full_gaussian_densities(five):
+    covariance, _ = shrink(unpack(sum(t.scatter.double() for t in five), NUM_CHANNELS) / 1000, 1000.0)
+    queries = torch.cat([rows_of(task, 4, seed=1) for task in range(5)]).double()
+    slow = torch.stack(
+        [
+            torch.distributions.MultivariateNormal(t.means[0], covariance).log_prob(queries) for t in five
+        ],
+        dim=1,
+    ).softmax(1)
+    fast = retriever_of(five)(queries).posterior
+    torch.testing.assert_close(fast.double(), slow, atol=1e-6, rtol=1e-5)
+
+
+def test_relative_distances_are_the_difference_of_two_full_mahalanobis_distances(five):
+    pooled = unpack(sum(t.scatter.double() for t in five), NUM_CHANNELS) / 1000
+    covariance, _ = shrink(pooled, 1000.0)
+    means = torch.cat([t.means for t in five])
+    centre = means.mean(0)
+    between = (means - centre).T @ (means - centre) / 5
+    queries = rows_of(2, 6, seed=1).double()
+
+    def squared(away, matrix):
+        return (away * torch.linalg.solve(matrix, away.T).T).sum(1)
+
+    slow = torch.stack(
+        [squared(queries - mean, covariance) - squared(queries - centre, covariance + between) for mean in means],
+        dim=1,
+    )
+    scorer = fit_scorer(five, sum(t.scatter.double() for t in five), 0.01)
+    torch.testing.assert_close(scorer.relative_distances(queries), slow, atol=1e-8, rtol=1e-8)
+
+
+def test_a_row_is_decided_alone_whatever_its_neighbours_are(five):
+    retriever = retriever_of(five)
+    queries = torch.cat([rows_of(task, 3, seed=2) for task in range(5)])
+    together = retriever(queries)
+    for i in range(len(queries)):
+        alone = retriever(queries[i : i + 1])
+        assert torch.equal(alone.tasks[0], together.tasks[i])
+        torch.testing.assert_close(alone.weights[0], together.weights[i], atol=1e-6, rtol=0)
+        assert alone.is_abstained[0] == together.is_abstained[i]
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(range(5)))
+def test_the_order_of_tasks_changes_no_decision(order):
+    tasks = [keys_of(task) for task in range(5)]
+    queries = torch.cat([rows_of(task, 5, seed=3) for task in range(5)])
+    one, two = retriever_of(tasks)(queries), retriever_of([tasks[i] for i in order])(queries)
+    assert torch.equal(one.owners[one.nearest], torch.tensor(order)[two.owners[two.nearest]])
+    assert torch.equal(one.is_abstained, two.is_abstained)
+    torch.testing.assert_close(one.thresholds[list(order)], two.thresholds, atol=1e-4, rtol=1e-5)
+
+
+def test_taking_a_task_away_leaves_the_retriever_of_the_rest(five):
+    total = sum(t.scatter.double() for t in five)
+    queries = rows_of(1, 20, seed=4)
+    subtracted = Retriever(five[:4], total - five[4].scatter.double(), RetrievalConfig())(queries)
+    never = retriever_of(five[:4])(queries)
+    torch.testing.assert_close(subtracted.distances, never.distances, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(subtracted.thresholds, never.thresholds, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_tasks_refuse_their_own_new_rows_at_the_stated_rate(num_tasks, rate):
+    retriever = retriever_of([keys_of(task, 400) for task in range(num_tasks)], false_refusal_rate=rate)
+    refused = torch.cat([retriever(rows_of(t, 2000, seed=5)).is_abstained for t in range(num_tasks)])
+    assert rate / 3 <= float(refused.float().mean()) <= 2 * rate
+
+
+def test_thresholds_agree_with_drawing_from_the_model(five):
+    """The closed-form tail against Monte Carlo draws of the same quadratic form."""
+    scorer = fit_scorer(five, sum(t.scatter.double() for t in five), 0.05)
+    generator = torch.Generator().manual_seed(0)
+    for n, task in enumerate(five):
+        scatter = unpack(task.scatter, NUM_CHANNELS)
+        spread = scorer.projection.T @ scatter @ scorer.projection / 200
+        factor = torch.linalg.cholesky(spread)
+        tau = task.scales[torch.randint(0, 33, (40_000,), generator=generator)].sqrt()[:, None]
+        noise = torch.randn(40_000, len(factor), generator=generator, dtype=torch.float64)
+        y = scorer.keys[n] + tau * noise @ factor.T
+        drawn = ((y - scorer.keys[n]) ** 2).sum(1) - (scorer.shares * y * y).sum(1)
+        share = float((drawn > scorer.thresholds[n]).double().mean())
+        assert 0.02 <= share <= 0.07  # the stretch for unseen rows makes the real threshold a little larger
+
+
+def test_outsiders_are_refused_and_can_be_let_in(five):
+    outside = torch.full((3, NUM_CHANNELS), 60.0)
+    refused = retriever_of(five)(outside)
+    assert refused.is_abstained.all()
+    assert float(refused.weights.abs().max()) == 0.0
+    let_in = retriever_of(five, is_abstaining=False)(outside)
+    assert not let_in.is_abstained.any()
+    torch.testing.assert_close(let_in.weights.sum(1), torch.ones(3))
+
+
+def test_small_weights_are_dropped_and_the_rest_sums_to_one(five):
+    halfway = (five[0].means[0] + five[1].means[0])[None] / 2
+    mixed = retriever_of(five, is_abstaining=False, top_k=3, min_weight=0.0, temperature=50.0)(halfway)
+    assert (mixed.weights > 0).sum() == 3
+    kept = retriever_of(five, is_abstaining=False, top_k=3, min_weight=0.3, temperature=50.0)(halfway)
+    assert 1 <= (kept.weights > 0).sum() <= 2
+    assert float(kept.weights.sum()) == pytest.approx(1.0)
+
+
+def test_sixteen_rows_are_enough_to_route():
+    tasks = [keys_of(task, 16) for task in range(5)]
+    wrong = 0.0
+    for i in range(5):
+        retrieved = retriever_of(tasks)(rows_of(i, 200, seed=6))
+        wrong += float((retrieved.owners[retrieved.nearest] != i).float().mean()) / 5
+    assert wrong <= 0.08
+
+
+def test_two_tasks_with_the_same_rows_do_not_break_the_decision():
+    twin = keys_of(0)
+    retrieved = retriever_of([twin, dataclasses.replace(twin), keys_of(1)])(rows_of(0, 10, seed=7))
+    assert torch.isfinite(retrieved.weights).all()
+    torch.testing.assert_close(retrieved.weights.sum(1)[~retrieved.is_abstained], torch.ones(10)[~retrieved.is_abstained])
