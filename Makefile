@@ -18,9 +18,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The lock names every package, so nothing is resolved and nothing unlisted comes along (--no-deps).
+# torch comes first and with what its build needs (CUDA libraries, say); the lock names everything else,
+# so nothing is resolved and nothing unlisted comes along (--no-deps).
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(STAMP)

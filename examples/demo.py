@@ -78,9 +78,7 @@ def first_act(folder: Path) -> None:
     console.rule("[bold]1. MiniLM learns four tasks, one after another")
     model = ScalableLM.create(folder / "minilm", "minilm", settings(NUM_EPOCHS))
     ours = follow("slm", model, stream, lambda: f"{len(model.tasks)} tasks in the store")
-    rival = SequentialFineTuning(
-        "minilm", settings(NUM_EPOCHS), SequentialConfig(num_epochs=NUM_EPOCHS)
-    )
+    rival = SequentialFineTuning("minilm", settings(NUM_EPOCHS), SequentialConfig(num_epochs=NUM_EPOCHS))
     theirs = follow("sequential fine-tuning", rival, stream, lambda: "one set of weights")
     for title, scores in (("slm", ours), ("sequential fine-tuning", theirs)):
         show_matrix(title, stream.names, scores)
@@ -109,7 +107,9 @@ def second_act(folder: Path) -> None:
     model = ScalableLM.create(folder / "smollm2", "smollm2", settings(2))
     model.learn(film_sentiment(80, NUM_TEST))
     report = model.learn(support_answers(90, 20), num_epochs=4)
-    console.print(f"  {len(model.tasks)} tasks, the last in {report.time_s:.0f} s, {report.size_bytes:,} bytes")
+    console.print(
+        f"  {len(model.tasks)} tasks, the last in {report.time_s:.0f} s, {report.size_bytes:,} bytes"
+    )
     show_answers(PROMPTS, model.ask(PROMPTS, max_new_tokens=40))
 
 

@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked in tests, and only there.
 install_import_hook(
-    ["slm.retrieval", "slm.increments", "slm.backbone.heads", "slm.backbone.reparameterize", "slm.reading"],
+    ["slm.retrieval", "slm.backbone.heads", "slm.backbone.reparameterize", "slm.reading"],
     "beartype.beartype",
 )
 
@@ -28,11 +28,29 @@ SHARED_DATA = Path(os.environ.get("SLM_DATA") or Path(__file__).parents[2] / "sh
 
 LANGUAGES = {
     "french": ["où est la gare", "je voudrais du pain", "il fait beau", "merci beaucoup", "le chat dort ici"],
-    "german": ["wo ist der Bahnhof", "ich möchte Brot", "das Wetter ist gut", "vielen Dank", "die Katze schläft"],
+    "german": [
+        "wo ist der Bahnhof",
+        "ich möchte Brot",
+        "das Wetter ist gut",
+        "vielen Dank",
+        "die Katze schläft",
+    ],
 }
 MOODS = {
-    "good": ["what a lovely film", "a joy from start to end", "brilliant acting", "i loved it", "a warm delight"],
-    "bad": ["what a dreadful film", "a bore from start to end", "terrible acting", "i hated it", "a cold mess"],
+    "good": [
+        "what a lovely film",
+        "a joy from start to end",
+        "brilliant acting",
+        "i loved it",
+        "a warm delight",
+    ],
+    "bad": [
+        "what a dreadful film",
+        "a bore from start to end",
+        "terrible acting",
+        "i hated it",
+        "a cold mess",
+    ],
 }
 SUMS = [(f"what is {a} plus {b}?", str(a + b)) for a in range(2, 7) for b in range(3, 6)]
 

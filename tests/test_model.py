@@ -40,7 +40,11 @@ def test_a_row_gets_the_same_answer_alone_in_its_task_and_in_a_mixed_batch(encod
     for i, text in enumerate(MIXED):
         alone = encoder.ask(text)[0]
         for other in (mixed[i], own[i % 2][i // 2]):
-            assert (alone.text, alone.kind, alone.is_abstained) == (other.text, other.kind, other.is_abstained)
+            assert (alone.text, alone.kind, alone.is_abstained) == (
+                other.text,
+                other.kind,
+                other.is_abstained,
+            )
             assert alone.confidence == pytest.approx(other.confidence, abs=1e-5)
             assert dict(alone.tasks) == pytest.approx(dict(other.tasks), abs=1e-5)
 
@@ -60,7 +64,13 @@ def test_pooled_states_of_a_mixed_batch_equal_each_row_alone(encoder):
 
 
 def test_causal_rows_get_exactly_the_same_tokens_alone_and_mixed(causal):
-    questions = ["a lovely film, i loved it", "what is 4 plus 5?", OUTSIDE, "what is 6 plus 3?", "a cold mess"]
+    questions = [
+        "a lovely film, i loved it",
+        "what is 4 plus 5?",
+        OUTSIDE,
+        "what is 6 plus 3?",
+        "a cold mess",
+    ]
     mixed = causal.ask(questions, max_new_tokens=8)
     for question, answer in zip(questions, mixed, strict=True):
         alone = causal.ask(question, max_new_tokens=8)[0]
@@ -154,7 +164,9 @@ def test_an_open_model_sees_what_another_learns(tmp_path, minilm, languages):
 
 
 def test_a_store_of_another_backbone_is_refused_by_fingerprint(encoder, smollm2):
-    with pytest.raises(StoreError, match=r"was made with backbone 'minilm' .* got 'smollm2'.*open it with the"):
+    with pytest.raises(
+        StoreError, match=r"was made with backbone 'minilm' .* got 'smollm2'.*open it with the"
+    ):
         ScalableLM.open(encoder.store.path, smollm2)
 
 
@@ -218,7 +230,9 @@ def test_nothing_is_stored_when_the_loss_is_not_finite(tmp_path, minilm, languag
         return type(outcome)(outcome.loss * float("nan"), outcome.num_correct, outcome.num_counted)
 
     monkeypatch.setattr(trainer, "label_objective", poisoned)
-    with pytest.raises(LearningError, match=r"the loss became nan while learning, so nothing was stored: lower"):
+    with pytest.raises(
+        LearningError, match=r"the loss became nan while learning, so nothing was stored: lower"
+    ):
         model.learn(languages)
     assert model.tasks == ()
     assert list((tmp_path / "store" / "tasks").iterdir()) == []
@@ -230,12 +244,16 @@ def test_nothing_is_stored_when_the_loss_is_not_finite(tmp_path, minilm, languag
 def test_wrong_requests_are_refused_in_words(encoder, sums, languages, tmp_path, minilm):
     with pytest.raises(DataError, match=r"^question 2 is empty: give it some text$"):
         encoder.ask(["fine", "  "])
-    with pytest.raises(DataError, match=r"^question 1 has \d+ tokens, the window holds 128: shorten it, or allow"):
+    with pytest.raises(
+        DataError, match=r"^question 1 has \d+ tokens, the window holds 128: shorten it, or allow"
+    ):
         encoder.ask("word " * 400)
     assert encoder.ask("word " * 400, is_truncating=True)[0] is not None
     with pytest.raises(TaskError, match=r"^task 'languages' is already learned: forget it first or choose"):
         encoder.learn(languages)
-    with pytest.raises(TaskError, match=r"^task 'sums' asks for free text, which the encoder 'minilm' cannot"):
+    with pytest.raises(
+        TaskError, match=r"^task 'sums' asks for free text, which the encoder 'minilm' cannot"
+    ):
         encoder.learn(sums)
     with pytest.raises(TaskError, match=r"did you mean languages\?"):
         encoder.forget("langages")

@@ -10,7 +10,10 @@ from slm.errors import BackboneError, DataError
 
 
 def test_answers_are_predicted_from_the_last_prompt_token_on(smollm2):
-    rows = [smollm2.row(p, a, is_truncating=False, where="row") for p, a in (("hi", "yes"), ("a longer one", "no no"))]
+    rows = [
+        smollm2.row(p, a, is_truncating=False, where="row")
+        for p, a in (("hi", "yes"), ("a longer one", "no no"))
+    ]
     batch = smollm2.batch(rows)
     for i, row in enumerate(rows):
         counted = (batch.targets[i] != IGNORED).nonzero()[:, 0]
@@ -29,7 +32,9 @@ def test_a_conversation_is_rendered_by_the_chat_template(smollm2):
 
 def test_the_middle_of_an_over_long_text_is_cut_out_and_both_ends_stay(minilm):
     text = "first " + "filler " * 500 + "last"
-    with pytest.raises(DataError, match=r"^row 3 has 504 tokens, the window holds 128: shorten it, or allow cutting"):
+    with pytest.raises(
+        DataError, match=r"^row 3 has 1004 tokens, the window holds 128: shorten it, or allow cutting"
+    ):
         minilm.row(text, is_truncating=False, where="row 3")
     row = minilm.row(text, is_truncating=True, where="row 3")
     words = minilm.renderer.tokenizer.decode(row.prompt)
@@ -39,7 +44,9 @@ def test_the_middle_of_an_over_long_text_is_cut_out_and_both_ends_stay(minilm):
 
 
 def test_chat_without_a_template_is_refused(minilm):
-    with pytest.raises(BackboneError, match=r"needs a tokenizer with a chat template, this one has none: use 'plain'"):
+    with pytest.raises(
+        BackboneError, match=r"needs a tokenizer with a chat template, this one has none: use 'plain'"
+    ):
         Renderer(minilm.renderer.tokenizer, "chat", 128)
 
 

@@ -73,7 +73,10 @@ def test_a_zero_increment_and_nothing_bound_equal_the_frozen_net_exactly():
     frozen = net(x)
     bound = Reparameterizer(net, NAMES)
     assert torch.equal(net(x), frozen)
-    zero = {n: LowRankPair(torch.randn(2, i), torch.zeros(o, 2)) for n, (i, o) in {"0": (5, 7), "2": (7, 4)}.items()}
+    zero = {
+        n: LowRankPair(torch.randn(2, i), torch.zeros(o, 2))
+        for n, (i, o) in {"0": (5, 7), "2": (7, 4)}.items()
+    }
     bound.bind(Mixture([Increment(zero, 2, 4.0)], torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1)))
     assert torch.equal(net(x), frozen)
     bound.bind(Mixture([random_increment(2, 1)], torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1)))
@@ -89,7 +92,9 @@ def test_an_abstaining_row_of_a_mixed_batch_is_exactly_the_frozen_one():
     x = torch.randn(2, 6, 5)
     frozen = net(x)
     bound = Reparameterizer(net, NAMES)
-    bound.bind(Mixture([random_increment(2, 1)], torch.zeros(2, 1, dtype=torch.long), torch.tensor([[1.0], [0.0]])))
+    bound.bind(
+        Mixture([random_increment(2, 1)], torch.zeros(2, 1, dtype=torch.long), torch.tensor([[1.0], [0.0]]))
+    )
     assert torch.equal(net(x)[1], frozen[1])
     assert not torch.equal(net(x)[0], frozen[0])
 
@@ -111,7 +116,9 @@ def test_a_batch_of_another_size_than_bound_is_refused():
     bound = Reparameterizer(net, NAMES)
     increments = [random_increment(2, 1), random_increment(2, 2)]
     bound.bind(Mixture(increments, torch.tensor([[0], [1]]), torch.ones(2, 1)))
-    with pytest.raises(BackboneError, match=r"input of shape \(4, 6, 5\) while 2 rows are bound: beam search"):
+    with pytest.raises(
+        BackboneError, match=r"input of shape \(4, 6, 5\) while 2 rows are bound: beam search"
+    ):
         net(torch.randn(4, 6, 5))
 
 
@@ -148,6 +155,13 @@ def test_a_new_increment_changes_nothing_and_only_it_gets_gradients():
 
 def test_layers_are_found_by_structure_in_bert_and_llama(minilm, smollm2):
     assert len(find_blocks(minilm.model)[1]) == 6
-    assert len(minilm.reparameterizer.layers if minilm._reparameterizer else find_targets(minilm.model, "all-linear")) == 36
+    assert (
+        len(
+            minilm.reparameterizer.layers
+            if minilm._reparameterizer
+            else find_targets(minilm.model, "all-linear")
+        )
+        == 36
+    )
     only = find_targets(smollm2.model, "attention-output", first_block=28)
     assert [name.split(".")[-1].replace("base", "o_proj") for name in only] == ["o_proj", "o_proj"]

@@ -29,5 +29,7 @@ def test_layers_the_backbone_does_not_have_are_refused():
 
 
 def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
-    with pytest.raises(ConfigError, match=r"read after layer 6 of 6 in one pass, which leaves nothing to bend"):
+    with pytest.raises(
+        ConfigError, match=r"read after layer 6 of 6 in one pass, which leaves nothing to bend"
+    ):
         first_bent_block(RetrievalConfig(layers=(6,), num_passes=1), 6)

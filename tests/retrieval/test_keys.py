@@ -40,7 +40,8 @@ def test_shrinkage_agrees_with_scikit_learn():
     assert found.trace() == pytest.approx(float((centred**2).sum() / len(x)))
     again = OAS(assume_centered=True).fit(centred.numpy())
     torch.testing.assert_close(
-        (1 - again.shrinkage_) * (centred.T @ centred / len(x)) + again.shrinkage_ * found.trace() / 6 * torch.eye(6),
+        (1 - again.shrinkage_) * (centred.T @ centred / len(x))
+        + again.shrinkage_ * found.trace() / 6 * torch.eye(6),
         torch.from_numpy(reference.covariance_),
     )
 
@@ -69,7 +70,9 @@ def test_packing_keeps_a_symmetric_matrix():
 def test_a_query_that_is_not_finite_is_named_by_its_row():
     queries = some_queries()
     queries[4, 2] = float("nan")
-    with pytest.raises(DataError, match=r"^the query of training row 5 is not finite: the backbone overflows"):
+    with pytest.raises(
+        DataError, match=r"^the query of training row 5 is not finite: the backbone overflows"
+    ):
         learn_keys(queries, torch.zeros(40, dtype=torch.long))
 
 

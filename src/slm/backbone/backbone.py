@@ -98,6 +98,17 @@ class Backbone:
         if self._reparameterizer is None:
             self._reparameterizer = Reparameterizer(self.model, find_targets(self.model, which, first_block))
 
+    @contextlib.contextmanager
+    def learning_attention(self) -> Iterator[None]:
+        """Unfused attention within the block on a CPU: its fused kernel is slow backwards (docs/log.md)."""
+        usual = self.model.config._attn_implementation
+        if self.device.type == "cpu":
+            self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(usual)
+
     def row(self, prompt: Prompt, target: str | None = None, **options: Any) -> Row:
         """Tokenize one prompt; see :meth:`slm.backbone.prompts.Renderer.row`."""
         return self.renderer.row(prompt, target, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slm.errors import ConfigError
 
@@ -43,9 +44,9 @@ def plot_matrices(panels: Sequence[Panel], path: str | Path) -> Path:
     figure = Figure(figsize=(len(panels) * (1.7 + 0.85 * size), 1.6 + 0.62 * size), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    image = None
+    image: Any = None
     for ax, panel in zip(axes, panels, strict=True):
-        values = [[float("nan") if v is None else 100 * v for v in row] for row in panel.scores]
+        values = [_percent(row, len(panel.tasks)) for row in panel.scores]
         image = ax.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for i, row in enumerate(values):
             for j, value in enumerate(row):
@@ -61,3 +62,9 @@ def plot_matrices(panels: Sequence[Panel], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
+
+
+def _percent(row: Sequence[float | None], width: int) -> list[float]:
+    """A row of the matrix in percent, NaN where nothing was measured."""
+    values = [float("nan") if value is None else 100 * value for value in row]
+    return values + [float("nan")] * (width - len(values))

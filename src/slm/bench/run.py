@@ -49,7 +49,9 @@ def run_stream(
         answers = learner.ask([example.prompt for _, example in rows], **options)
         line: list[float | None] = []
         for other in known:
-            own = [(a.text, e.target) for a, (name, e) in zip(answers, rows, strict=True) if name == other.name]
+            own = [
+                (a.text, e.target) for a, (name, e) in zip(answers, rows, strict=True) if name == other.name
+            ]
             line.append(scorer_for(other)([a for a, _ in own], [t or "" for _, t in own]))
         scores.append(line + [None] * (len(stream) - len(line)))
         if on_learned is not None:

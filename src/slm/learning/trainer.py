@@ -198,7 +198,8 @@ def fit(
         learnable.bind()
         try:
             last = get_last_checkpoint(str(folder)) if config.checkpoint_folder and folder.is_dir() else None
-            trainer.train(resume_from_checkpoint=last)
+            with backbone.learning_attention():
+                trainer.train(resume_from_checkpoint=last)
         finally:
             backbone.reparameterizer.release()
         best = trainer.state.best_metric if validation else None
