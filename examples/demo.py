@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
@@ -32,20 +33,7 @@ OUT = Path("out")
 NUM_TEST = 60
 NUM_EPOCHS = 4
 MAX_TOKENS = 96
-QUESTIONS = [
-    "The striker scored twice as United came from behind to win the cup final in extra time.",
-    "Shares in the retailer fell eight percent after it warned that profits would miss forecasts.",
-    "The minister told parliament that the election would be held in the spring.",
-    "A gorgeous, moving picture; the two leads are wonderful and I wept at the end.",
-    "Two hours of my life wasted: wooden acting, a silly script and no ending at all.",
-    "what is the capital of sweden?",
-    "who wrote the old man and the sea",
-    "do you ever feel lonely?",
-    "¿Cuál es tu comida favorita?",
-    "Hoe gaat het met je vandaag?",
-    "Você gosta de música?",
-    "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;",
-]
+OUTSIDER = "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;"
 PROMPTS = [
     "What is an operating system?",
     "A gorgeous, moving picture; the two leads are wonderful.",
@@ -85,7 +73,10 @@ def first_act(folder: Path) -> None:
     panels = [Panel("slm", stream.names, ours), Panel("sequential fine-tuning", stream.names, theirs)]
     console.print(f"Both matrices are drawn in {plot_matrices(panels, OUT / 'demo.png')}\n")
     console.rule("[bold]2. A dozen questions, no task-ID; one belongs to no task")
-    show_answers(QUESTIONS, model.ask(QUESTIONS, is_truncating=True))
+    held_out = [example for _, example in stream.mixed_test(3, seed=1)][:11]
+    questions = [*(example.prompt_text for example in held_out[:6]), OUTSIDER]
+    questions += [example.prompt_text for example in held_out[6:]]
+    show_answers(questions, model.ask(questions, is_truncating=True))
 
 
 def follow(
@@ -129,12 +120,12 @@ def show_matrix(title: str, names: Sequence[str], scores: Sequence[Sequence[floa
 def show_answers(questions: Sequence[str], answers: Sequence[Answer]) -> None:
     """Questions, answers and what was retrieved for them."""
     table = Table(show_lines=True)
-    for column, ratio in (("question", 5), ("answer", 5), ("retrieved", 3)):
+    for column, ratio in (("question", 5), ("answer", 4), ("retrieved", 3)):
         table.add_column(column, ratio=ratio, overflow="fold")
     for question, answer in zip(questions, answers, strict=True):
         used = ", ".join(f"{task} {weight:.2f}" for task, weight in answer.tasks)
         text = answer.text if answer.text is not None else "-"
-        table.add_row(question, text, used or "no task: abstained")
+        table.add_row(shorten(question, 110, placeholder=" ..."), text, used or "no task: abstained")
     console.print(table)
 
 

@@ -43,6 +43,16 @@ def test_the_middle_of_an_over_long_text_is_cut_out_and_both_ends_stay(minilm):
     assert words.endswith("last [SEP]")
 
 
+def test_an_over_long_answer_loses_its_end_and_the_prompt_keeps_both_of_its_own(smollm2):
+    row = smollm2.row("start " + "so " * 300 + "stop", "yes " * 300, is_truncating=True, where="row")
+    decode = smollm2.renderer.tokenizer.decode
+    assert len(row.prompt) == len(row.target) == 64
+    assert decode(row.target).startswith("yes yes")
+    assert "<|im_start|>assistant" in decode(row.prompt)
+    short = smollm2.row("why?", "yes " * 300, is_truncating=True, where="row")
+    assert len(short.prompt) + len(short.target) == 128
+
+
 def test_chat_without_a_template_is_refused(minilm):
     with pytest.raises(
         BackboneError, match=r"needs a tokenizer with a chat template, this one has none: use 'plain'"

@@ -162,3 +162,13 @@ def test_two_tasks_with_the_same_rows_do_not_break_the_decision():
     torch.testing.assert_close(
         retrieved.weights.sum(1)[~retrieved.is_abstained], torch.ones(10)[~retrieved.is_abstained]
     )
+
+
+def test_tasks_that_nothing_tells_apart_still_refuse_outsiders():
+    twins = [keys_of(0), keys_of(0)]
+    inside, outside = (
+        retriever_of(twins)(rows_of(0, 200, seed=8)),
+        retriever_of(twins)(torch.full((5, 8), 60.0)),
+    )
+    assert float(inside.is_abstained.float().mean()) <= 0.05
+    assert outside.is_abstained.all()

@@ -116,7 +116,8 @@ class Renderer:
         Args:
             prompt: what is asked.
             target: the answer to learn.
-            is_truncating: cut the middle out of an over-long prompt instead of refusing it.
+            is_truncating: cut the middle out of an over-long prompt and the end off an over-long answer
+                instead of refusing the row.
             where: how to call the row in an error ("row 17").
 
         Raises:
@@ -130,14 +131,17 @@ class Renderer:
         if target is not None:
             answer = list(self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
             answer.append(int(self.tokenizer.eos_token_id))
-        longest = self.max_tokens - len(answer)
-        if len(ids) > longest:
-            if not is_truncating or longest < 8:
+        if len(ids) + len(answer) > self.max_tokens:
+            if not is_truncating:
                 raise DataError(
                     f"{where} has {len(ids) + len(answer)} tokens, the window holds {self.max_tokens}: "
                     "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
                 )
-            ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
+            # An answer keeps its beginning, and at least half of the window; a prompt keeps both ends.
+            answer = answer[: self.max_tokens - min(len(ids), self.max_tokens // 2)]
+            longest = self.max_tokens - len(answer)
+            if len(ids) > longest:
+                ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
         before, after = self._frame
         content = (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
         return Row(tuple(ids), content, tuple(answer))

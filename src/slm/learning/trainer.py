@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from slm.backbone.backbone import Backbone, BackboneKind
@@ -193,8 +193,7 @@ def fit(
             optimizers=(torch.optim.AdamW(learnable.parameter_groups()), None),
             callbacks=callbacks,
         )
-        for callback in ("PrinterCallback", "ProgressCallback"):
-            _remove_callback(trainer, callback)
+        trainer.remove_callback(PrinterCallback)
         learnable.bind()
         try:
             last = get_last_checkpoint(str(folder)) if config.checkpoint_folder and folder.is_dir() else None
@@ -236,12 +235,6 @@ def _arguments(
         seed=config.seed,
         label_names=["labels"],
     )
-
-
-def _remove_callback(trainer: Any, name: str) -> None:
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ == name:
-            trainer.remove_callback(callback)
 
 
 @torch.no_grad()

@@ -28,6 +28,9 @@ from torch import Tensor
 
 from slm.retrieval.keys import TaskKeys, shrink, unpack
 
+_SAME = 1e-9
+"""Whitened distance between keys below which they count as one place."""
+
 
 @dataclass(frozen=True, slots=True)
 class GaussianScorer:
@@ -71,18 +74,17 @@ def fit_scorer(
     """
     means = torch.cat([t.means for t in tasks])
     counts = torch.cat([t.counts for t in tasks]).to(torch.float64)
-    owners = torch.cat([torch.full((t.num_keys,), i) for i, t in enumerate(tasks)])
     num_rows, num_channels = float(counts.sum()), means.shape[1]
     covariance, rho = shrink(unpack(scatter_sum, num_channels) / num_rows, num_rows)
     factor = torch.linalg.cholesky(covariance)
     centre = (counts[:, None] * means).sum(0) / num_rows
-    if len(tasks) == 1:
-        return _single(tasks[0], centre, factor, false_refusal_rate)
     between = (means - centre) * (counts / num_rows).sqrt()[:, None]
     directions, singular, _ = torch.linalg.svd(
         torch.linalg.solve_triangular(factor, between.T, upper=False), full_matrices=False
     )
-    kept = singular > 1e-9 * singular.max()
+    kept = singular > _SAME
+    if len(tasks) == 1 or not kept.any():
+        return _plain(tasks, centre, factor, false_refusal_rate)
     projection = torch.linalg.solve_triangular(factor.T, directions[:, kept], upper=True)
     keys = (means - centre) @ projection
     shares = 1 / (1 + singular[kept] ** 2)
@@ -93,7 +95,7 @@ def fit_scorer(
         own = (task.means - centre) @ projection
         thresholds += [_tail(key, shares, spread, task.scales, false_refusal_rate) for key in own]
     return GaussianScorer(
-        tasks=owners,
+        tasks=_owners(tasks),
         increments=torch.cat([t.increments for t in tasks]),
         centre=centre,
         projection=projection,
@@ -103,22 +105,25 @@ def fit_scorer(
     )
 
 
-def _single(task: TaskKeys, centre: Tensor, factor: Tensor, rate: float) -> GaussianScorer:
-    """With one task there is no whole to be relative to: plain distances under the task's own covariance."""
+def _owners(tasks: Sequence[TaskKeys]) -> Tensor:
+    """(N,) int64, the task of each key."""
+    return torch.cat([torch.full((task.num_keys,), i) for i, task in enumerate(tasks)])
+
+
+def _plain(tasks: Sequence[TaskKeys], centre: Tensor, factor: Tensor, rate: float) -> GaussianScorer:
+    """One task, or tasks nothing tells apart: no whole to be relative to, so plain Mahalanobis distances."""
     eye = torch.eye(len(centre), dtype=torch.float64)
     projection = torch.linalg.solve_triangular(factor.T, eye, upper=True)
-    grid = torch.linspace(0, 1, len(task.scales), dtype=torch.float64)
-    position = min(int((1 - rate) * (len(grid) - 1)), len(grid) - 2)
-    part = float(((1 - rate) - grid[position]) * (len(grid) - 1))
-    scale = float(task.scales[position] * (1 - part) + task.scales[position + 1] * part)
+    limits = [task.radius * float(torch.quantile(task.scales, 1 - rate)) for task in tasks]
+    owners = _owners(tasks)
     return GaussianScorer(
-        tasks=torch.zeros(task.num_keys, dtype=torch.long),
-        increments=task.increments,
+        tasks=owners,
+        increments=torch.cat([t.increments for t in tasks]),
         centre=centre,
         projection=projection,
-        keys=(task.means - centre) @ projection,
+        keys=(torch.cat([t.means for t in tasks]) - centre) @ projection,
         shares=torch.zeros(len(centre), dtype=torch.float64),
-        thresholds=torch.full((task.num_keys,), task.radius * scale, dtype=torch.float64),
+        thresholds=torch.tensor(limits, dtype=torch.float64)[owners],
     )
 
 

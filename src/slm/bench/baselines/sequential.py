@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from slm.answer import Answer
 from slm.config import Config
@@ -28,13 +28,13 @@ class SequentialConfig:
     """Settings of the baseline.
 
     Attributes:
-        learning_rate: of every weight; the best of 2e-5, 5e-5 and 1e-4 on the first task (docs/log.md).
+        learning_rate: of every weight; the usual value for full fine-tuning of small encoders.
         num_epochs: passes over each task.
         batch_size: rows per step.
         seed: of order and head.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     num_epochs: int = 4
     batch_size: int = 16
     seed: int = 0
@@ -46,20 +46,21 @@ class _WholeModel(nn.Module):
     def __init__(self, model: ScalableLM) -> None:
         super().__init__()
         self.network = model.backbone.model.float().requires_grad_(True)
-        self.head = nn.Linear(model.backbone.num_channels, 0)
-        self._model = (model,)
+        self.head: nn.Linear | None = None
+        self._num_channels = model.backbone.num_channels
 
     def grow(self, num_labels: int) -> None:
         """Add outputs for labels not seen before; the others keep their weights."""
-        old, num_channels = self.head, self.head.in_features
-        self.head = nn.Linear(num_channels, num_labels)
-        with torch.no_grad():
-            self.head.weight[: old.out_features] = old.weight
-            self.head.bias[: old.out_features] = old.bias
+        old, self.head = self.head, nn.Linear(self._num_channels, num_labels)
+        if old is not None:
+            with torch.no_grad():
+                self.head.weight[: old.out_features] = old.weight
+                self.head.bias[: old.out_features] = old.bias
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits (B, Y), and their cross-entropy where labels (B,) are given."""
         hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        assert self.head is not None, "grow() comes first"
         marked = mask.unsqueeze(-1).to(hidden.dtype)
         logits = self.head((hidden * marked).sum(1) / marked.sum(1))
         if labels is None:
@@ -94,7 +95,7 @@ class SequentialFineTuning:
             for row, example in zip(self._rows([e.prompt for e in task.examples]), task.examples, strict=True)
         ]
         with tempfile.TemporaryDirectory(prefix="slm-sequential-") as scratch:
-            Trainer(
+            trainer = Trainer(
                 model=self.whole,
                 args=TrainingArguments(
                     output_dir=scratch,
@@ -117,7 +118,10 @@ class SequentialFineTuning:
                 ),
                 data_collator=self._collate,
                 train_dataset=RowDataset(rows),
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)
+            with self.model.backbone.learning_attention():
+                trainer.train()
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Any], *, batch_size: int = 32, **_: Any) -> list[Answer]:
