@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,7 +63,8 @@ class ScalableLM:
         self.config = config
         self.layers = query_layers(config.retrieval, backbone.num_layers)
         self._is_two_pass = num_passes(config.retrieval, backbone.num_layers) == 2
-        backbone.prepare(config.increments.targets, first_bent_block(config.retrieval, backbone.num_layers))
+        first = first_bent_block(config.retrieval, backbone.num_layers)
+        self.targets = tuple(backbone.targets(config.increments.targets, first))
         self._extractor = (
             SentenceExtractor(locate(config.retrieval.sentence_model), str(backbone.device))
             if config.retrieval.extractor == "sentence"
@@ -72,7 +72,6 @@ class ScalableLM:
         )
         self._pool = IncrementPool(POOL_BYTES)
         self._heads: dict[str, Mapping[str, Tensor]] = {}
-        self._lock = threading.RLock()
         self._is_pinned = False
         self._knowledge = self._read(store.tasks(), store.version)
 
@@ -93,7 +92,8 @@ class ScalableLM:
         """
         config = config or Config()
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        first_bent_block(config.retrieval, loaded.num_layers)  # refuse misfits before anything is written
+        # Refuse misfits before anything is written.
+        loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
         return cls(Store.create(path, manifest), loaded, config)
 
@@ -137,7 +137,7 @@ class ScalableLM:
         """
         from slm.learning import learn_task
 
-        with self._lock:
+        with self.backbone.lock:
             return learn_task(self, task, **settings)
 
     def evaluate(self, stream: Stream, **options: Any) -> Evaluation:
@@ -152,7 +152,7 @@ class ScalableLM:
         Raises:
             TaskError: there is no such task.
         """
-        with self._lock:
+        with self.backbone.lock:
             record = self.store.forget(name)
             self._heads.pop(record.commit_id, None)
             for index in range(record.num_increments):
@@ -205,7 +205,7 @@ class ScalableLM:
         self._check_room(rows, max_new_tokens)
         answers: list[Answer | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        with self._lock, torch.inference_mode():
+        with self.backbone.lock, torch.inference_mode():
             self._refresh()
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
@@ -221,7 +221,7 @@ class ScalableLM:
         Raises:
             DataError: the question is empty or too long.
         """
-        with self._lock:
+        with self.backbone.lock:
             self._refresh()
             text = _words(question)
             retrieved = self.retrieve([question], is_truncating=is_truncating)
@@ -258,7 +258,7 @@ class ScalableLM:
         rows = self._rows(questions, is_truncating)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        with self._lock, torch.no_grad():
+        with self.backbone.lock, torch.no_grad():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 if self._extractor is not None:

@@ -13,7 +13,6 @@ PROMPTS = ["What is the capital of France?", "Name three colours of the rainbow,
 
 @pytest.fixture(scope="module")
 def start(smollm2):
-    smollm2.prepare("all-linear", 4)
     smollm2.reparameterizer.release()
     rows = [smollm2.row(prompt, is_truncating=False, where="row") for prompt in PROMPTS]
     return prefill(smollm2, smollm2.batch(rows))

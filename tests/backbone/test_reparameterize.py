@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slm.backbone.reparameterize import LearningBinding, Mixture, Reparameterizer
-from slm.backbone.targets import find_blocks, find_targets
+from slm.backbone.targets import find_blocks
 from slm.errors import BackboneError, IncrementError
 from slm.increments.increment import Increment, LowRankPair
 
@@ -155,13 +155,9 @@ def test_a_new_increment_changes_nothing_and_only_it_gets_gradients():
 
 def test_layers_are_found_by_structure_in_bert_and_llama(minilm, smollm2):
     assert len(find_blocks(minilm.model)[1]) == 6
-    assert (
-        len(
-            minilm.reparameterizer.layers
-            if minilm._reparameterizer
-            else find_targets(minilm.model, "all-linear")
-        )
-        == 36
-    )
-    only = find_targets(smollm2.model, "attention-output", first_block=28)
-    assert [name.split(".")[-1].replace("base", "o_proj") for name in only] == ["o_proj", "o_proj"]
+    assert len(minilm.targets("all-linear", 0)) == 36
+    assert minilm.targets("attention-output", 5) == ["encoder.layer.5.attention.output.dense"]
+    outputs = smollm2.targets("attention-output", 28)
+    assert outputs == ["model.layers.28.self_attn.o_proj", "model.layers.29.self_attn.o_proj"]
+    with pytest.raises(BackboneError, match=r"no all-linear layers from block 30 on: choose other targets"):
+        smollm2.targets("all-linear", 30)

@@ -6,6 +6,7 @@ import contextlib
 import enum
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from slm.backbone.heads import pool_mean
 from slm.backbone.prompts import Batch, Prompt, Renderer, Row
 from slm.backbone.reparameterize import Reparameterizer
-from slm.backbone.targets import find_blocks, find_targets
+from slm.backbone.targets import choose_targets, find_blocks, find_linear
 from slm.config import BackboneConfig
 from slm.errors import BackboneError, ConfigError
 
@@ -36,6 +37,9 @@ class _QueryRead(Exception):  # noqa: N818 - control flow, not an error
 
 class Backbone:
     """A frozen model. Nothing here learns, and nothing here knows of tasks.
+
+    Every linear layer of every block is wrapped once; with nothing bound it is the layer itself, so several
+    stores may share one backbone. What is bound belongs to one request: hold ``lock`` from binding to answer.
 
     Args:
         source: what the user called it.
@@ -70,7 +74,9 @@ class Backbone:
         self.renderer = Renderer(tokenizer, prompt_format, config.max_tokens or min(self.window, 512))
         self.fingerprint = _fingerprint(model, tokenizer)
         self.side = "right" if kind is BackboneKind.ENCODER else "left"
-        self._reparameterizer: Reparameterizer | None = None
+        self._linear = find_linear(model)
+        self.reparameterizer = Reparameterizer(model, [layer.name for layer in self._linear])
+        self.lock = threading.RLock()
 
     @property
     def num_channels(self) -> int:
@@ -82,21 +88,9 @@ class Backbone:
         """The number of transformer blocks."""
         return len(self.blocks)
 
-    @property
-    def reparameterizer(self) -> Reparameterizer:
-        """The wrapped layers.
-
-        Raises:
-            BackboneError: :meth:`prepare` was not called.
-        """
-        if self._reparameterizer is None:
-            raise BackboneError("no layer is re-parameterized yet: call prepare() first")
-        return self._reparameterizer
-
-    def prepare(self, which: str, first_block: int) -> None:
-        """Wrap the target layers (``which``, from block ``first_block`` on); the output stays the same."""
-        if self._reparameterizer is None:
-            self._reparameterizer = Reparameterizer(self.model, find_targets(self.model, which, first_block))
+    def targets(self, which: str, first_block: int) -> list[str]:
+        """Names of the layers that increments change; see :func:`slm.backbone.targets.choose_targets`."""
+        return choose_targets(self._linear, which, first_block)
 
     @contextlib.contextmanager
     def learning_attention(self) -> Iterator[None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import nn
 
 from slm.errors import BackboneError
@@ -28,29 +31,51 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(stacks, key=lambda item: len(item[1]))
 
 
-def find_targets(model: nn.Module, which: str, first_block: int = 0) -> list[str]:
-    """Names of the layers that get increments, in forward order.
+@dataclass(frozen=True, slots=True)
+class LinearLayer:
+    """A linear layer that may be re-parameterized.
+
+    Attributes:
+        name: path inside the backbone.
+        block: number of its block, from 0.
+        is_attention_output: whether it is the last linear layer of its block's attention.
+    """
+
+    name: str
+    block: int
+    is_attention_output: bool
+
+
+def find_linear(model: nn.Module) -> list[LinearLayer]:
+    """Every linear layer of every block, in forward order."""
+    stack_name, stack = find_blocks(model)
+    layers: list[LinearLayer] = []
+    for number, block in enumerate(stack):
+        paths = [path for path, module in block.named_modules() if isinstance(module, nn.Linear)]
+        outputs = [path for path in paths if "att" in path.split(".")[0]][-1:]
+        layers += [LinearLayer(f"{stack_name}.{number}.{path}", number, path in outputs) for path in paths]
+    return layers
+
+
+def choose_targets(layers: Sequence[LinearLayer], which: str, first_block: int) -> list[str]:
+    """Names of the layers that get increments.
 
     Args:
-        model: the backbone, before any layer is wrapped.
-        which: ``all-linear`` or ``attention-output`` (the last linear layer of each attention).
+        layers: what the backbone has.
+        which: ``all-linear`` or ``attention-output``.
         first_block: blocks before this one stay frozen; they are where the query is read.
 
     Raises:
         BackboneError: nothing is left to re-parameterize.
     """
-    name, stack = find_blocks(model)
-    targets: list[str] = []
-    for index, block in enumerate(stack):
-        if index < first_block:
-            continue
-        linear = [path for path, module in block.named_modules() if isinstance(module, nn.Linear)]
-        if which == "attention-output":
-            linear = [path for path in linear if "att" in path.split(".")[0]][-1:]
-        targets += [f"{name}.{index}.{path}" for path in linear]
-    if not targets:
+    names = [
+        layer.name
+        for layer in layers
+        if layer.block >= first_block and (which == "all-linear" or layer.is_attention_output)
+    ]
+    if not names:
         raise BackboneError(
-            f"{type(model).__name__} has no {which} layers from block {first_block} on (of {len(stack)}): "
-            "choose other targets or read the query from lower layers"
+            f"the backbone has no {which} layers from block {first_block} on: choose other targets or read "
+            "the query from lower layers"
         )
-    return targets
+    return names

@@ -79,7 +79,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     is_held = [id(example) in held for example in task.examples]
     train = [row for row, out in zip(rows, is_held, strict=True) if not out]
     validation = [row for row, out in zip(rows, is_held, strict=True) if out]
-    learnable = Learnable(model.backbone, model.config.increments, config, len(task.labels))
+    learnable = Learnable(model.backbone, model.targets, model.config.increments, config, len(task.labels))
     apart = _with_own_checkpoints(model, task, config)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)

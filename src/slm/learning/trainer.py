@@ -56,13 +56,19 @@ class Learnable(nn.Module):
 
     Args:
         backbone: frozen; the increment is bound to its layers while this module is in use.
-        shape: rank, scale and targets.
+        targets: names of the layers it changes.
+        shape: rank and scale.
         config: dropout and seed.
         num_labels: labels of the task, 0 for free text.
     """
 
     def __init__(
-        self, backbone: Backbone, shape: IncrementConfig, config: LearningConfig, num_labels: int
+        self,
+        backbone: Backbone,
+        targets: Sequence[str],
+        shape: IncrementConfig,
+        config: LearningConfig,
+        num_labels: int,
     ) -> None:
         super().__init__()
         self._backbone = (backbone,)  # in a tuple, so that torch does not count it among the parameters
@@ -70,7 +76,7 @@ class Learnable(nn.Module):
         self._shape = shape
         seed = torch.Generator().manual_seed(config.seed)
         layers = backbone.reparameterizer.layers
-        self.names = list(layers)
+        self.names = tuple(targets)
         self.bindings = nn.ModuleList(
             LearningBinding(layers[name].base, shape.rank, shape.alpha / shape.rank, config.dropout, seed)
             for name in self.names
