@@ -50,19 +50,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--acts", default="encoder,causal", help="which acts to run")
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--train", type=int, default=1000, help="training examples per task (encoder)")
-    parser.add_argument("--test", type=int, default=150, help="test rows per task (encoder)")
+    parser.add_argument("--test", type=int, default=100, help="test rows per task (encoder)")
     parser.add_argument("--causal-train", type=int, default=600)
-    parser.add_argument("--causal-test", type=int, default=60)
+    parser.add_argument("--causal-test", type=int, default=50)
     parser.add_argument("--relearn", action="store_true", help="learn every task again in every order")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def settings(max_tokens: int, num_epochs: int, dtype: str = "auto") -> Config:
-    """Settings that differ from the defaults: window and epochs fit two cores."""
+def settings(max_tokens: int, num_epochs: int, batch_size: int = 16) -> Config:
+    """Settings that differ from the defaults: window, epochs and batch fit two cores."""
     return Config(
-        backbone=BackboneConfig(max_tokens=max_tokens, dtype=dtype),
-        learning=LearningConfig(num_epochs=num_epochs, is_truncating=True),
+        backbone=BackboneConfig(max_tokens=max_tokens),
+        learning=LearningConfig(num_epochs=num_epochs, batch_size=batch_size, is_truncating=True),
     )
 
 
@@ -85,7 +85,7 @@ def arrive_in_order(source: ScalableLM, target: ScalableLM, names: Sequence[str]
 def encoder_act(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     """MiniLM in several orders, and sequential fine-tuning beside it."""
     stream = Stream.load(args.data, ORDERS[0], limit=args.train, test_limit=args.test, seed=args.seed)
-    config = settings(max_tokens=128, num_epochs=4)
+    config = settings(max_tokens=96, num_epochs=3)
     results = []
     first: ScalableLM | None = None
     for number, order in enumerate(ORDERS[: args.orders], start=1):
@@ -142,7 +142,7 @@ def causal_act(args: argparse.Namespace) -> dict[str, Any]:
         }
 
     with tempfile.TemporaryDirectory() as folder:
-        model = ScalableLM.create(Path(folder) / "store", "smollm2", settings(192, 2))
+        model = ScalableLM.create(Path(folder) / "store", "smollm2", settings(192, 1, batch_size=8))
         with timed("SmolLM2, frozen"):
             before = frozen = ask(model)
             candidates = frozen_choices(model, stream, rows)

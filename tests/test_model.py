@@ -171,20 +171,23 @@ def test_a_store_of_another_backbone_is_refused_by_fingerprint(encoder, smollm2)
         ScalableLM.open(encoder.store.path, smollm2)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_stored_adapter_is_one_that_peft_loads_with_the_same_hidden_states(encoder, languages):
     peft = pytest.importorskip("peft")
-    from slm.backbone.load import load_backbone
+    from transformers import AutoModel
+
+    from slm.backbone.load import locate
 
     record = encoder.tasks[0]
     folder = encoder.store.path / record.folder / "increment-0"
-    fresh = load_backbone("minilm", encoder.config.backbone)
-    adapted = peft.PeftModel.from_pretrained(fresh.model, folder).eval()
+    fresh = AutoModel.from_pretrained(locate("minilm"), add_pooling_layer=False)
+    adapted = peft.PeftModel.from_pretrained(fresh, folder).eval()
+    backbone = encoder.backbone
     oracle = encoder.restricted([record.name], is_abstaining=False)
-    rows = [fresh.row(e.prompt, is_truncating=False, where="row") for e in languages.examples[:8]]
-    batch = fresh.batch(rows)
+    rows = [backbone.row(e.prompt, is_truncating=False, where="row") for e in languages.examples[:8]]
+    batch = backbone.batch(rows)
     with torch.inference_mode():
-        theirs = adapted(**fresh.inputs(batch)).last_hidden_state
+        theirs = adapted(**backbone.inputs(batch)).last_hidden_state
         with oracle._adapting(batch, [""] * 8):
             ours = encoder.backbone.hidden(batch)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -197,9 +197,9 @@ class RetrievalConfig(_Config):
 class LearningConfig(_Config):
     """How a task is fine-tuned."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     """Peak of the schedule for the increment; none of it reaches the frozen backbone."""
-    head_learning_rate: float = 2e-2
+    head_learning_rate: float = 1e-2
     """Peak for the classification head, which starts from zero."""
     num_epochs: int = 10
     """Most passes over the task's training split; early stopping usually ends sooner."""

@@ -138,7 +138,9 @@ def test_evaluate_measures_the_store(slm, store, data):
     assert measured["tasks"] == ["films"]
     assert measured["num_rows"] == [4]
     assert measured["forgetting"] is None
-    printed = slm("evaluate", store, data).out
+    picture = data / "matrix.png"
+    printed = slm("evaluate", store, data, "--plot", picture).out
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert printed.splitlines()[0].split() == [
         "task", "metric", "rows", "first", "last", "oracle", "misrouted",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slm.evaluation import Evaluation
 
 EXAMPLES = (
-    "slm evaluate notes data",
+    "slm evaluate notes data --plot matrix.png",
     "slm evaluate notes data --tasks film-sentiment,question-topics --limit 100 --json",
 )
 
@@ -34,6 +34,9 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="Ask at most N test rows of each task.")
     ] = None,
     is_truncating: IsTruncating = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the accuracy matrix into this file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a store answers, after each task it learned and now."""
@@ -46,6 +49,10 @@ def evaluate(
     evaluation = model.evaluate(
         stream, limit=limit, is_truncating=is_truncating, has_progress=is_on_terminal()
     )
+    if plot is not None:
+        from slm.bench.report import Panel, plot_matrices
+
+        plot_matrices([Panel(f"slm, {store}", evaluation.tasks, evaluation.scores)], plot)
     return print_json(evaluation.as_dict()) if as_json else _print_evaluation(evaluation)
 
 

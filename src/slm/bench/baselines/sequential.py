@@ -81,8 +81,9 @@ class SequentialFineTuning:
         self.settings = settings or SequentialConfig()
         torch.manual_seed(self.settings.seed)
         plain = replace(config, backbone=replace(config.backbone, dtype="float32"))
-        self._folder = tempfile.TemporaryDirectory(prefix="slm-sequential-")
-        self.model = ScalableLM.create(Path(self._folder.name) / "store", backbone, plain)
+        with tempfile.TemporaryDirectory(prefix="slm-sequential-") as folder:
+            # Only the backbone of the empty store is used; nothing is ever written to it.
+            self.model = ScalableLM.create(Path(folder) / "store", backbone, plain)
         self.whole = _WholeModel(self.model)
         self.labels: list[str] = []
 
