@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from slm.backbone.backbone import BackboneKind
 from slm.config import LearningConfig
-from slm.errors import DataError, TaskError
+from slm.errors import ConfigError, DataError, TaskError
 from slm.learning.trainer import Learnable, TrainingRow, fit, validation_score
 from slm.model import ScalableLM
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
@@ -96,16 +98,23 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         validation_metric="accuracy" if is_encoder else "token accuracy",
         size_bytes=0,
     )
-    record = model.store.commit(
-        task.name,
-        task.kind.value,
-        task.labels,
-        len(rows),
-        TaskKnowledge(keys, (learnable.increment(),), learnable.head_tensors()),
-        # Nothing here may vary from run to run: the same seed gives the same bytes.
-        {"learning": _knowledge_settings(config), "validation_score": score, "num_epochs": result.num_epochs},
-    )
-    size = model.store.size_bytes(record)
+    processes = PartialState()
+    if processes.is_main_process:
+        model.store.commit(
+            task.name,
+            task.kind.value,
+            task.labels,
+            len(rows),
+            TaskKnowledge(keys, (learnable.increment(),), learnable.head_tensors()),
+            # Nothing here may vary from run to run: the same seed gives the same bytes.
+            {
+                "learning": _knowledge_settings(config),
+                "validation_score": score,
+                "num_epochs": result.num_epochs,
+            },
+        )
+    processes.wait_for_everyone()
+    size = model.store.size_bytes(model.store.task(task.name))
     return dataclasses.replace(report, time_s=time.perf_counter() - begun, size_bytes=size)
 
 
@@ -170,6 +179,11 @@ def _knowledge_settings(config: LearningConfig) -> dict[str, Any]:
 def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig) -> LearningConfig:
     """The same settings with a folder of this learning's own, so that none resumes another's checkpoint."""
     if config.checkpoint_folder is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "several processes learn together only with checkpoint_folder set: give a folder that all of "
+                "them can reach"
+            )
         return config
     shape = model.config.increments.as_dict()
     what = [model.backbone.fingerprint, task.digest(), shape, _knowledge_settings(config)]

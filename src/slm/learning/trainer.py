@@ -152,7 +152,12 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            unit="step",
+            leave=False,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -1,0 +1,64 @@
+"""Learning: what it reports, what it refuses, what it does not look at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.errors import ConfigError, DataError
+from slm.learning import learn_task, show_examples
+from slm.model import ScalableLM
+from slm.tasks import Task
+from tests.conftest import config
+
+
+def test_the_report_says_what_was_taught_and_what_it_takes(tmp_path, minilm, languages):
+    model = ScalableLM.create(tmp_path / "store", minilm, config(2))
+    report = model.learn(languages)
+    assert (report.task, report.kind, report.num_examples) == ("languages", "classification", 30)
+    assert report.num_validation == 3
+    assert report.validation_metric == "accuracy"
+    assert 0.0 <= report.validation_score <= 1.0
+    assert report.size_bytes == sum(f.size_bytes for f in model.tasks[0].files)
+    assert report.time_s > 0
+
+
+def test_the_backbone_is_the_same_to_the_bit_after_learning(tmp_path, minilm, languages):
+    before = {name: tensor.clone() for name, tensor in minilm.model.state_dict().items()}
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    model.learn(languages)
+    after = minilm.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(layer.binding is None for layer in minilm.reparameterizer.layers.values())
+    assert not any(p.requires_grad for p in minilm.model.parameters())
+
+
+def test_few_examples_are_learned_without_a_validation_split(tmp_path, minilm):
+    rows = [{"text": t, "label": y} for t, y in (("oui", "fr"), ("non", "fr"), ("ja", "de"), ("nein", "de"))]
+    report = ScalableLM.create(tmp_path / "store", minilm, config(1)).learn(Task.from_rows("few", rows))
+    assert (report.num_validation, report.validation_score) == (0, None)
+
+
+def test_examples_are_shown_as_the_model_sees_them(causal, encoder, sums, moods):
+    text = show_examples(causal, sums, 1)[0]
+    assert text.startswith("<|im_start|>system")
+    assert "what is 2 plus 3?<|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\n ⟶ 5<|im_end|>")
+    assert show_examples(encoder, moods, 1) == ["[CLS] what a lovely film [SEP] ⟶ good"]
+
+
+def test_a_row_that_is_too_long_is_refused_with_its_number_and_nothing_is_stored(tmp_path, minilm):
+    rows = [{"text": t, "label": y} for t, y in (("short", "a"), ("long " * 300, "b"))]
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    with pytest.raises(DataError, match=r"^example 2 of task 'lengths' has \d+ tokens, the window holds 128"):
+        model.learn(Task.from_rows("lengths", rows))
+    assert model.tasks == ()
+
+
+def test_several_processes_need_a_folder_they_share(tmp_path, minilm, languages, monkeypatch):
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ConfigError, match=r"^several processes learn together only with checkpoint_folder set"
+    ):
+        learn_task(model, languages)
