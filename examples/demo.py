@@ -32,7 +32,6 @@ from slm.tasks.packaged import (
 OUT = Path("out")
 NUM_TEST = 60
 NUM_EPOCHS = 4
-MAX_TOKENS = 96
 OUTSIDER = "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;"
 PROMPTS = [
     "What is an operating system?",
@@ -45,11 +44,11 @@ PROMPTS = [
 console = Console(width=100, highlight=False)
 
 
-def settings(num_epochs: int) -> Config:
+def settings(num_epochs: int, max_tokens: int = 96, batch_size: int = 16) -> Config:
     """The store's settings; everything not named is the default."""
     return Config(
-        backbone=BackboneConfig(max_tokens=MAX_TOKENS),
-        learning=LearningConfig(num_epochs=num_epochs, is_truncating=True),
+        backbone=BackboneConfig(max_tokens=max_tokens),
+        learning=LearningConfig(num_epochs=num_epochs, batch_size=batch_size, is_truncating=True),
     )
 
 
@@ -95,9 +94,9 @@ def follow(
 def second_act(folder: Path) -> None:
     """A causal model: label texts are scored, free answers are generated."""
     console.rule("[bold]3. SmolLM2 (a LLaMA) learns a classification and a generation")
-    model = ScalableLM.create(folder / "smollm2", "smollm2", settings(2))
-    model.learn(film_sentiment(80, NUM_TEST))
-    report = model.learn(support_answers(90, 20), num_epochs=4)
+    model = ScalableLM.create(folder / "smollm2", "smollm2", settings(2, max_tokens=64, batch_size=8))
+    model.learn(film_sentiment(64, NUM_TEST))
+    report = model.learn(support_answers(80, 20), num_epochs=3)
     console.print(
         f"  {len(model.tasks)} tasks, the last in {report.time_s:.0f} s, {report.size_bytes:,} bytes"
     )
