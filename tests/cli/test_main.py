@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,9 +21,11 @@ def name_of(module) -> str:
 
 def test_help_takes_less_than_half_a_second():
     def seconds() -> float:
-        begun = time.perf_counter()
+        """Processor time, which a busy machine does not stretch."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*SLM, "--help"], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - begun
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(5)) < 0.5
 
