@@ -35,10 +35,9 @@ NUM_EPOCHS = 4
 OUTSIDER = "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;"
 PROMPTS = [
     "What is an operating system?",
-    "A gorgeous, moving picture; the two leads are wonderful.",
+    "¿Cuál es tu comida favorita?",
     "What is a computer virus?",
-    "Two hours of my life wasted: wooden acting and a silly script.",
-    "Translate to French: I would like a cup of coffee.",
+    "Quale musica ascolti di solito?",
 ]
 
 console = Console(width=100, highlight=False)
@@ -65,7 +64,7 @@ def first_act(folder: Path) -> None:
     console.rule("[bold]1. MiniLM learns four tasks, one after another")
     model = ScalableLM.create(folder / "minilm", "minilm", settings(NUM_EPOCHS))
     ours = follow("slm", model, stream, lambda: f"{len(model.tasks)} tasks in the store")
-    rival = SequentialFineTuning("minilm", settings(NUM_EPOCHS), SequentialConfig(num_epochs=NUM_EPOCHS))
+    rival = SequentialFineTuning("minilm", settings(NUM_EPOCHS), SequentialConfig(num_epochs=NUM_EPOCHS - 1))
     theirs = follow("sequential fine-tuning", rival, stream, lambda: "one set of weights")
     for title, scores in (("slm", ours), ("sequential fine-tuning", theirs)):
         show_matrix(title, stream.names, scores)
@@ -95,7 +94,7 @@ def second_act(folder: Path) -> None:
     """A causal model: label texts are scored, free answers are generated."""
     console.rule("[bold]3. SmolLM2 (a LLaMA) learns a classification and a generation")
     model = ScalableLM.create(folder / "smollm2", "smollm2", settings(2, max_tokens=64, batch_size=8))
-    model.learn(film_sentiment(64, NUM_TEST))
+    model.learn(question_languages(160, NUM_TEST))
     report = model.learn(support_answers(80, 20), num_epochs=3)
     console.print(
         f"  {len(model.tasks)} tasks, the last in {report.time_s:.0f} s, {report.size_bytes:,} bytes"
