@@ -86,18 +86,6 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
 
-    is_encoder = model.backbone.kind is BackboneKind.ENCODER
-    report = LearningReport(
-        task=task.name,
-        kind=task.kind.value,
-        num_examples=len(rows),
-        num_validation=len(validation),
-        num_epochs=result.num_epochs,
-        time_s=0.0,
-        validation_score=score,
-        validation_metric="accuracy" if is_encoder else "token accuracy",
-        size_bytes=0,
-    )
     processes = PartialState()
     if processes.is_main_process:
         model.store.commit(
@@ -114,8 +102,18 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
             },
         )
     processes.wait_for_everyone()
-    size = model.store.size_bytes(model.store.task(task.name))
-    return dataclasses.replace(report, time_s=time.perf_counter() - begun, size_bytes=size)
+    is_encoder = model.backbone.kind is BackboneKind.ENCODER
+    return LearningReport(
+        task=task.name,
+        kind=task.kind.value,
+        num_examples=len(rows),
+        num_validation=len(validation),
+        num_epochs=result.num_epochs,
+        time_s=time.perf_counter() - begun,
+        validation_score=score,
+        validation_metric="accuracy" if is_encoder else "token accuracy",
+        size_bytes=model.store.size_bytes(model.store.task(task.name)),
+    )
 
 
 def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> TaskKeys:
