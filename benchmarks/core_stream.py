@@ -52,7 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=1000, help="training examples per task (encoder)")
     parser.add_argument("--test", type=int, default=100, help="test rows per task (encoder)")
     parser.add_argument("--causal-train", type=int, default=600)
-    parser.add_argument("--causal-test", type=int, default=50)
+    parser.add_argument("--causal-test", type=int, default=150)
+    parser.add_argument("--causal-epochs", type=int, default=2)
     parser.add_argument("--relearn", action="store_true", help="learn every task again in every order")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -146,7 +147,7 @@ def causal_act(args: argparse.Namespace) -> dict[str, Any]:
         }
 
     with tempfile.TemporaryDirectory() as folder:
-        model = ScalableLM.create(Path(folder) / "store", "smollm2", settings(192, 1, batch_size=8))
+        model = ScalableLM.create(Path(folder) / "store", "smollm2", settings(192, args.causal_epochs, batch_size=8))
         with timed("SmolLM2, frozen"):
             before = frozen = ask(model)
             candidates = frozen_choices(model, stream, rows)
@@ -172,6 +173,7 @@ def causal_act(args: argparse.Namespace) -> dict[str, Any]:
             before = after
         known = [a.tasks[0][0] if a.tasks else None for a in before]
     return {
+        "num_epochs": args.causal_epochs,
         "train": {task.name: len(task.examples) for task in stream},
         "test": {task.name: len(task.test) for task in stream},
         "metrics": {task.name: scorer_for(task).name for task in stream},
