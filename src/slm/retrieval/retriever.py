@@ -50,14 +50,15 @@ class Retriever:
     Args:
         tasks: keys and statistics of each task, in learning order.
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
-        config: K, temperature, smallest weight and abstention.
+        config: K, temperature, smallest weight and abstention (a false-refusal rate of None is 0.01).
     """
 
     def __init__(
         self, tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], config: RetrievalConfig
     ) -> None:
         self.config = config
-        self.scorer = fit_scorer(tasks, scatter_sum, config.false_refusal_rate)
+        rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
+        self.scorer = fit_scorer(tasks, scatter_sum, rate)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         """Retrieve for each row; its result does not depend on the other rows."""
