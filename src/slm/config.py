@@ -173,8 +173,11 @@ class RetrievalConfig(_Config):
     """Share of a task's own rows that abstention may refuse (method section 2d)."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
+    index: str = "auto"
+    """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
+    vector index from the number of keys on where it wins."""
 
-    _choices = {"extractor": ("backbone", "sentence")}
+    _choices = {"extractor": ("backbone", "sentence"), "index": ("auto", "exact", "vector")}
     _ranges = {
         "num_passes": (1, 2),
         "keys_per_task": (1, 1000),
