@@ -177,8 +177,15 @@ class RetrievalConfig(_Config):
     frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
+    index: str = "auto"
+    """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
+    vector index from the number of keys on where it wins."""
 
-    _choices = {"extractor": ("backbone", "sentence"), "pooling": ("ends", "mean")}
+    _choices = {
+        "extractor": ("backbone", "sentence"),
+        "pooling": ("ends", "mean"),
+        "index": ("auto", "exact", "vector"),
+    }
     _ranges = {
         "num_passes": (1, 2),
         "keys_per_task": (1, 1000),

@@ -24,6 +24,7 @@ from slm.increments.increment import Increment
 from slm.increments.pool import IncrementPool
 from slm.reading import SILENCE, read_labels, read_words, task_weights
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
+from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
 
@@ -73,6 +74,7 @@ class ScalableLM:
         self._pool = IncrementPool(POOL_BYTES)
         self._heads: dict[str, Mapping[str, Tensor]] = {}
         self._is_pinned = False
+        self._keys: dict[str, TaskKeys] = {}  # by commit id, without scatters
         self._knowledge = self._read(store.tasks(), store.version)
 
     @classmethod
@@ -224,23 +226,22 @@ class ScalableLM:
         with self.backbone.lock:
             self._refresh()
             text = _words(question)
-            retrieved = self.retrieve([question], is_truncating=is_truncating)
-            if retrieved is None:
+            records, retriever = self._knowledge.records, self._knowledge.retriever
+            if retriever is None:
                 return Explanation(text, (), True)
+            queries = self.queries([question], is_truncating=is_truncating)
+            retrieved, seen = retriever(queries), retriever.task_distances(queries)
         used = task_weights(retrieved, 0)
-        candidates = []
-        for number, record in enumerate(self._knowledge.records):
-            own = (retrieved.owners == number).nonzero()[:, 0]
-            key = own[retrieved.distances[0, own].argmin()]
-            candidates.append(
-                Candidate(
-                    task=record.name,
-                    weight=used.get(number, 0.0),
-                    probability=float(retrieved.posterior[0, own].sum()),
-                    distance=float(retrieved.distances[0, key]),
-                    threshold=float(retrieved.thresholds[key]),
-                )
+        candidates = [
+            Candidate(
+                task=record.name,
+                weight=used.get(number, 0.0),
+                probability=float(seen.probabilities[0, number]),
+                distance=float(seen.distances[0, number]),
+                threshold=float(seen.thresholds[0, number]),
             )
+            for number, record in enumerate(records)
+        ]
         return Explanation(
             text, tuple(sorted(candidates, key=lambda c: c.distance)), bool(retrieved.is_abstained[0])
         )
@@ -285,10 +286,18 @@ class ScalableLM:
             )
 
     def _read(self, records: Sequence[TaskRecord], version: int) -> Knowledge:
-        retriever = None
-        if records:
-            keys = self.store.all_keys(records)
-            retriever = Retriever(keys, self.store.scatter_sum(records), self._retrieval())
+        """Take these tasks in; of the store only the keys of tasks not seen before and one sum are read."""
+        if not records:
+            return Knowledge(version, (), None)
+        new = [record for record in records if record.commit_id not in self._keys]
+        for record, keys in zip(new, self.store.all_keys(new, has_scatter=False), strict=True):
+            self._keys[record.commit_id] = keys
+        retriever = Retriever(
+            [self._keys[record.commit_id] for record in records],
+            self.store.scatter_sum(records),
+            self._retrieval(),
+            lambda number: self.store.scatter(records[number]),
+        )
         return Knowledge(version, tuple(records), retriever)
 
     def _retrieval(self) -> RetrievalConfig:
@@ -302,8 +311,10 @@ class ScalableLM:
     def _refresh(self) -> None:
         """Take in what other processes have committed or forgotten since."""
         if not self._is_pinned and self.store.version != self._knowledge.version:
-            version = self.store.version
-            self._knowledge = self._read(self.store.tasks(), version)
+            version, records = self.store.version, self.store.tasks()
+            for gone in self._keys.keys() - {record.commit_id for record in records}:
+                del self._keys[gone]
+            self._knowledge = self._read(records, version)
 
     def _mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
