@@ -153,8 +153,11 @@ class RetrievalConfig(_Config):
     extractor: str = "backbone"
     """``backbone`` (hidden states of the frozen model) or ``sentence`` (a sentence-transformers model)."""
     layers: tuple[int, ...] | None = None
-    """Layers whose mean hidden states are concatenated to the query, 1 being the first block's output;
-    None picks the measured default for the backbone's depth."""
+    """Layers whose hidden states are concatenated to the query, 1 being the first block's output; None
+    picks the measured default for the backbone's depth."""
+    pooling: str = "ends"
+    """``ends`` reads the mean of the words after each of ``layers``, the last word and the first ones, each
+    as signed square roots of unit norm; ``mean`` reads the means alone."""
     num_passes: int | None = None
     """1 reads the query inside the one forward pass, so increments act only above the last of
     ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for
@@ -169,15 +172,20 @@ class RetrievalConfig(_Config):
     """Weights below this are dropped and the rest renormalised, so clear rows carry one increment."""
     temperature: float = 1.0
     """Divides the log-densities before the softmax."""
-    false_refusal_rate: float = 0.01
-    """Share of a task's own rows that abstention may refuse (method section 2d)."""
+    false_refusal_rate: float | None = None
+    """Share of a task's own rows that abstention may refuse (method section 2d); None is 0.01 where the
+    frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
     index: str = "auto"
     """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
     vector index from the number of keys on where it wins."""
 
-    _choices = {"extractor": ("backbone", "sentence"), "index": ("auto", "exact", "vector")}
+    _choices = {
+        "extractor": ("backbone", "sentence"),
+        "pooling": ("ends", "mean"),
+        "index": ("auto", "exact", "vector"),
+    }
     _ranges = {
         "num_passes": (1, 2),
         "keys_per_task": (1, 1000),

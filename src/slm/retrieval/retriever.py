@@ -72,7 +72,7 @@ class Retriever:
     Args:
         tasks: keys and statistics of each task, in learning order.
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
-        config: K, temperature, smallest weight, abstention and index.
+        config: K, temperature, smallest weight, abstention (a false-refusal rate of None is 0.01) and index.
         load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
             carry theirs.
         device: where the exact index computes.
@@ -90,7 +90,8 @@ class Retriever:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config = config
-        self.scorer: Scorer = fit_scorer(tasks, scatter_sum, config.false_refusal_rate, load_scatter)
+        rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
+        self.scorer: Scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
         self.index = build_index(self.scorer.keys, config, device)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
