@@ -297,6 +297,7 @@ class ScalableLM:
             self.store.scatter_sum(records),
             self._retrieval(),
             lambda number: self.store.scatter(records[number]),
+            self.backbone.device,
         )
         return Knowledge(version, tuple(records), retriever)
 

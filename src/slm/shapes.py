@@ -4,6 +4,8 @@
     T  tokens of a row
     C  channels of a query or a key
     N  keys in the store
+    J  coordinates of a point, the form of a query or a key in which the nearest key is the most similar
+    M  candidate keys a decision looks at
     K  keys kept per row
     U  distinct increments in use in one batch
     L  re-parameterized layers
@@ -16,4 +18,4 @@ jaxtyping annotations such as ``Float[Tensor, "B C"]`` are documentation at run 
 in the test suite only (pytest installs jaxtyping's import hook, see ``tests/conftest.py``).
 """
 
-AXES = ("B", "T", "C", "N", "K", "U", "L", "R", "I", "O", "Y")
+AXES = ("B", "T", "C", "N", "J", "M", "K", "U", "L", "R", "I", "O", "Y")

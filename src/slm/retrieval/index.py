@@ -24,7 +24,11 @@ from slm.config import RetrievalConfig
 from slm.errors import ConfigError
 
 NUM_KEYS_FOR_VECTOR = 30_000
-"""``auto`` takes the vector index from this many keys on, where it was measured to win."""
+"""``auto`` takes the vector index from this many keys on, where the exact one passes 2 ms a row.
+
+The vector index is faster from a few thousand keys on (``benchmarks/retrieval_cost.py``), but it has to be
+built anew for every version of the store and may miss a key, so it has to save something that is felt.
+"""
 
 _SLACK = 16
 """Keys that the float32 pass keeps beyond those asked for, so that its rounding seldom matters."""
@@ -134,12 +138,13 @@ class VectorIndex(KeyIndex):
         super().__init__(keys)
         faiss = _faiss()
         num_keys, num_channels = keys.shape
-        num_cells = max(1, min(round(num_keys**0.5), num_keys // 39))  # FAISS wants 39 keys a cell
+        num_cells = max(1, min(round(2 * num_keys**0.5), num_keys // 39))  # FAISS wants 39 keys a cell
         quantizer = faiss.IndexFlatL2(num_channels)
         self._index = faiss.IndexIVFFlat(quantizer, num_channels, num_cells)
         self._index.cp.seed = 0
         self._index.cp.max_points_per_centroid = 64
-        self._index.nprobe = num_probes or max(8, num_cells // 32)
+        self._index.cp.niter = 10  # more improves nothing that was measured
+        self._index.nprobe = num_probes or max(16, num_cells // 32)
         single = keys.to(torch.float32).numpy()
         self._index.train(single)
         self._index.add(single)

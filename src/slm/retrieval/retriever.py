@@ -75,6 +75,7 @@ class Retriever:
         config: K, temperature, smallest weight, abstention (a false-refusal rate of None is 0.01) and index.
         load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
             carry theirs.
+        device: where the exact index computes.
 
     Raises:
         ConfigError: the vector index is asked for and FAISS is not installed.
@@ -86,11 +87,12 @@ class Retriever:
         scatter_sum: Float[Tensor, " P"],
         config: RetrievalConfig,
         load_scatter: LoadScatter | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.config = config
         rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
         self.scorer: Scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
-        self.index = build_index(self.scorer.keys, config)
+        self.index = build_index(self.scorer.keys, config, device)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         """Retrieve for each row; its result does not depend on the other rows.

@@ -92,6 +92,7 @@ class Tables:
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
         self._tasks = self._try(lambda: database.open_table("tasks"))
         self._keys = self._try(lambda: database.open_table("keys"))
+        self._records: dict[str, TaskRecord] = {}  # by commit id; a row never changes
 
     @classmethod
     def create(cls, folder: Path) -> Tables:
@@ -115,7 +116,15 @@ class Tables:
         """
 
         def query() -> list[TaskRecord]:
-            return [_record(row) for row in self._tasks.to_arrow().to_pylist()]
+            table = self._tasks.to_arrow()
+            commit_ids = table["commit_id"].to_pylist()
+            unseen = [i for i, commit_id in enumerate(commit_ids) if commit_id not in self._records]
+            new = {
+                row["commit_id"]: _record(row) for row in table.take(pa.array(unseen, pa.int64())).to_pylist()
+            }
+            known = self._records | new
+            self._records = {commit_id: known[commit_id] for commit_id in commit_ids}
+            return [known[commit_id] for commit_id in commit_ids]
 
         return sorted(self._try(query), key=lambda record: (record.sequence, record.commit_id))
 

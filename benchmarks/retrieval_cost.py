@@ -1,0 +1,206 @@
+"""What retrieval costs as a store grows: searching its keys, and taking in one more task.
+
+    python benchmarks/retrieval_cost.py
+
+Two tables. *Engines*: clustered keys in 384 channels, searched by the exact index and by the vector index,
+with the share of the exact nearest keys that the latter finds; clusters of 1,000 keys (what a task may have
+at most) and, harder because they overlap, of 100. *Adding*: one task after the other into one store, the time
+of the commit, of the model taking it in, and of the first decision that needs its threshold.
+Writes ``<out>/retrieval_cost.json`` and ``<out>/retrieval_cost.md``. Needs about 12 GB of memory at 1,000,000
+keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slm import Config, ScalableLM
+from slm.config import BackboneConfig, RetrievalConfig
+from slm.increments.increment import Increment, LowRankPair
+from slm.retrieval.index import ExactIndex, KeyIndex, VectorIndex
+from slm.retrieval.keys import learn_keys
+from slm.retrieval.retriever import NUM_CANDIDATES
+from slm.store import TaskKnowledge
+
+NUM_CHANNELS = 384
+KEYS_PER_CLUSTER = (1000, 100)
+WITHIN = 0.5
+"""Spread of a cluster's keys, relative to the spread of the clusters' centres."""
+
+
+def clustered(num_keys: int, keys_per_cluster: int, num_queries: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Keys, (N, 384) float64, and queries drawn from the same clusters, (B, 384) float64.
+
+    Channel j has standard deviation (j + 1)^-1/2, between and within clusters: like principal components of
+    real features it makes neighbours of clusters, which isotropic clusters in many channels hardly have.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, NUM_CHANNELS + 1).float().rsqrt()
+    num_clusters = max(1, num_keys // keys_per_cluster)
+    centres = torch.randn(num_clusters, NUM_CHANNELS, generator=generator) * scale
+
+    def draw(num: int) -> Tensor:
+        chosen = torch.randint(len(centres), (num,), generator=generator)
+        points = torch.randn(num, NUM_CHANNELS, generator=generator).mul_(WITHIN * scale)
+        return points.add_(centres[chosen]).double()
+
+    return draw(num_keys), draw(num_queries)
+
+
+def time_ms(action: Callable[[], object], num_times: int) -> float:
+    """Median milliseconds of one call, after two that do not count."""
+    times = []
+    for i in range(num_times + 2):
+        begun = time.perf_counter()
+        action()
+        if i >= 2:
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e3
+
+
+def measure_search(index: KeyIndex, queries: Tensor, num_times: int = 30) -> dict[str, float]:
+    """Milliseconds a row at batch 1 and 64, each call with other queries."""
+    found = {}
+    for batch_size in (1, 64):
+        batches = list(queries.split(batch_size))
+        turn = iter(range(num_times + 2))
+        elapsed = time_ms(
+            lambda n=batch_size, b=batches, t=turn: index.search(b[next(t) % len(b)], NUM_CANDIDATES),
+            num_times,
+        )
+        found[f"batch {batch_size}"] = elapsed / batch_size
+    return found
+
+
+def recall(index: KeyIndex, exact: KeyIndex, queries: Tensor, num: int) -> float:
+    """Share of the exact nearest ``num`` keys that an index finds among its nearest ``num``."""
+    wanted, found = exact.search(queries, NUM_CANDIDATES)[1], index.search(queries, NUM_CANDIDATES)[1]
+    hits = (wanted[:, :num, None] == found[:, None, :num]).any(2)
+    return float(hits.double().mean())
+
+
+def measure_engines(num_keys: int, keys_per_cluster: int, num_queries: int = 256) -> dict[str, Any]:
+    """Both engines on the same clustered keys."""
+    keys, queries = clustered(num_keys, keys_per_cluster, num_queries)
+    begun = time.perf_counter()
+    exact = ExactIndex(keys)
+    built = time.perf_counter()
+    vector = VectorIndex(keys)
+    vector_build_s = time.perf_counter() - built
+    return {
+        "keys": num_keys,
+        "keys per cluster": keys_per_cluster,
+        "exact": {"build_s": built - begun, **measure_search(exact, queries)},
+        "vector": {"build_s": vector_build_s, **measure_search(vector, queries)},
+        "recall": {num: recall(vector, exact, queries, num) for num in (2, 8, NUM_CANDIDATES)},
+    }
+
+
+def measure_adding(num_tasks: int, rows_per_task: int = 100) -> dict[str, list[float]]:
+    """Milliseconds of commit, taking in and first decision for each of many tasks of 384 channels.
+
+    The tasks are made up, their increments tiny: what is measured is the store and DTKR, not learning.
+    """
+    config = Config(backbone=BackboneConfig(dtype="float32"), retrieval=RetrievalConfig(layers=(3,)))
+    times: dict[str, list[float]] = {"commit": [], "take in": [], "first decision": []}
+    with tempfile.TemporaryDirectory() as folder:
+        model = ScalableLM.create(Path(folder) / "store", "minilm", config)
+        generator = torch.Generator().manual_seed(0)
+        pair = LowRankPair(torch.zeros(1, NUM_CHANNELS), torch.zeros(NUM_CHANNELS, 1))
+        for number in range(num_tasks):
+            centre = torch.randn(NUM_CHANNELS, generator=generator)
+            rows = centre + 0.5 * torch.randn(rows_per_task, NUM_CHANNELS, generator=generator)
+            keys = learn_keys(rows, torch.zeros(rows_per_task, dtype=torch.long))
+            knowledge = TaskKnowledge(keys, (Increment({"encoder.layer.5": pair}, 1, 1.0),))
+            marks = [time.perf_counter()]
+            model.store.commit(f"task-{number}", "classification", ("a", "b"), rows_per_task, knowledge)
+            marks.append(time.perf_counter())
+            assert len(model.tasks) == number + 1
+            marks.append(time.perf_counter())
+            retriever = model._knowledge.retriever
+            assert retriever is not None
+            retriever(rows[:1])
+            marks.append(time.perf_counter())
+            for name, begun, ended in zip(times, marks[:-1], marks[1:], strict=True):
+                times[name].append((ended - begun) * 1e3)
+    return times
+
+
+def summarize_adding(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Medians over ten tasks around the 1st, 10th, 100th ... and the last."""
+    num_tasks = len(times["commit"])
+    marks = sorted({min(10**i, num_tasks) for i in range(1, 10) if 10 ** (i - 1) < num_tasks})
+    rows: list[dict[str, Any]] = []
+    for mark in marks:
+        window = slice(max(0, mark - 10), mark)
+        medians = {name: statistics.median(own[window]) for name, own in times.items()}
+        rows.append({"tasks": f"{window.start + 1}-{mark}", **medians, "sum": sum(medians.values())})
+    return rows
+
+
+def render(engines: Sequence[dict[str, Any]], adding: Sequence[dict[str, Any]]) -> str:
+    """The tables as Markdown."""
+    lines = [
+        f"Milliseconds a row for the nearest {NUM_CANDIDATES} of N clustered keys, {NUM_CHANNELS} channels, "
+        f"{torch.get_num_threads()} threads; build in seconds.",
+        "",
+        "| keys | in clusters of | exact, batch 1 | exact, batch 64 | exact, build | vector, batch 1 | "
+        "vector, batch 64 | vector, build | of the nearest 2 | of 8 | of 32 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in engines:
+        cells = [f"{row['keys']:,}", f"{row['keys per cluster']:,}"]
+        for name in ("exact", "vector"):
+            own = row[name]
+            cells += [f"{own['batch 1']:.3f}", f"{own['batch 64']:.3f}", f"{own['build_s']:.1f}"]
+        cells += [f"{100 * share:.2f}%" for share in row["recall"].values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Milliseconds to add one task, medians of ten tasks.", ""]
+    lines += ["| tasks | commit | take in | first decision | sum |", "|---|---|---|---|---|"]
+    for row in adding:
+        numbers = [f"{row[name]:.0f}" for name in ("commit", "take in", "first decision", "sum")]
+        lines.append(f"| {row['tasks']} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+def measure_cost(sizes: Sequence[int], num_tasks: int) -> dict[str, Any]:
+    """Everything, JSON-ready; ``tables`` is the Markdown."""
+    engines = []
+    for num_keys in sizes:
+        for keys_per_cluster in KEYS_PER_CLUSTER:
+            engines.append(measure_engines(num_keys, keys_per_cluster))
+            print(json.dumps(engines[-1]), flush=True)
+    adding = summarize_adding(measure_adding(num_tasks)) if num_tasks else []
+    machine = {"processors": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"machine": machine, "engines": engines, "adding": adding, "tables": render(engines, adding)}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000, 1_000_000]
+    )
+    parser.add_argument("--tasks", type=int, default=1000, help="tasks added one after the other")
+    options = parser.parse_args()
+    found = measure_cost(options.sizes, options.tasks)
+    print(found["tables"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "retrieval_cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "retrieval_cost.md").write_text(found["tables"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Fitting and thresholds of the gaussian form against slow references."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from slm.config import RetrievalConfig
+from slm.retrieval.index import all_distances
+from slm.retrieval.keys import TaskKeys, learn_keys, shrink, unpack
+from slm.retrieval.retriever import Retriever
+from slm.retrieval.scoring import GaussianScorer, Scorer, fit_scorer
+
+NUM_CHANNELS = 10
+
+
+def tasks_of(num_tasks: int, num_keys: int = 1, twins: float | None = None) -> list[TaskKeys]:
+    """Made-up tasks; with ``twins`` the last one's rows are the first one's, moved by so much."""
+    generator = torch.Generator().manual_seed(num_tasks)
+    mixing = torch.randn(NUM_CHANNELS, NUM_CHANNELS, generator=generator, dtype=torch.float64)
+    rows = [
+        3 * torch.randn(NUM_CHANNELS, generator=generator, dtype=torch.float64)
+        + torch.randn(60, NUM_CHANNELS, generator=generator, dtype=torch.float64) @ mixing
+        for _ in range(num_tasks)
+    ]
+    if twins is not None:
+        rows[-1] = rows[0] + twins
+    return [learn_keys(own, torch.arange(60) % num_keys) for own in rows]
+
+
+def total(tasks: list[TaskKeys]) -> torch.Tensor:
+    return sum(task.scatter.double() for task in tasks)
+
+
+def slow_distances(tasks: list[TaskKeys], queries: torch.Tensor) -> torch.Tensor:
+    """Relative distances from a singular value decomposition of all whitened keys."""
+    means, counts = torch.cat([t.means for t in tasks]), torch.cat([t.counts for t in tasks]).double()
+    covariance, _ = shrink(unpack(total(tasks), NUM_CHANNELS) / counts.sum(), float(counts.sum()))
+    factor = torch.linalg.cholesky(covariance)
+    centre = (counts[:, None] * means).sum(0) / counts.sum()
+    between = (means - centre) * (counts / counts.sum()).sqrt()[:, None]
+    white = torch.linalg.solve_triangular(factor, between.T, upper=False)
+    directions, singular, _ = torch.linalg.svd(white, full_matrices=False)
+    kept = singular > 1e-9
+    projection = torch.linalg.solve_triangular(factor.T, directions[:, kept], upper=True)
+    y, keys = (queries - centre) @ projection, (means - centre) @ projection
+    whole = (y * y / (1 + singular[kept] ** 2)).sum(1, keepdim=True)
+    return ((y[:, None] - keys) ** 2).sum(2) - whole
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "num_keys", "twins"),
+    [
+        (2, 1, None),
+        (5, 1, None),
+        (3, 3, None),
+        (3, 4, None),
+        (12, 5, None),
+        (4, 1, 0.0),
+        (4, 1, 1e-5),
+        (12, 2, 0.0),
+    ],
+)
+def test_the_eigenproblem_gives_the_distances_of_a_singular_value_decomposition(num_tasks, num_keys, twins):
+    tasks = tasks_of(num_tasks, num_keys, twins)
+    queries = torch.cat([task.means for task in tasks]) + 0.3
+    scorer = fit_scorer(tasks, total(tasks), 0.01)
+    points = scorer.points(queries)
+    found = scorer.relative_distances(points, all_distances(points, scorer.keys))
+    torch.testing.assert_close(found, slow_distances(tasks, queries), atol=1e-8, rtol=1e-8)
+
+
+def test_the_gaussian_form_is_a_scorer():
+    tasks = tasks_of(3, 2)
+    scorer = fit_scorer(tasks, total(tasks), 0.01)
+    assert isinstance(scorer, Scorer)
+    assert scorer.tasks.tolist() == [0, 0, 1, 1, 2, 2]
+    assert scorer.keys.shape[0] == 6
+
+
+def test_only_the_scatters_of_retrieved_tasks_are_read_and_each_once():
+    tasks = tasks_of(5)
+    bare = [dataclasses.replace(task, scatter=torch.zeros(0)) for task in tasks]
+    read: list[int] = []
+
+    def load(number: int) -> torch.Tensor:
+        read.append(number)
+        return tasks[number].scatter
+
+    lazy = Retriever(bare, total(tasks), RetrievalConfig(), load)
+    assert read == []
+    queries = torch.stack([tasks[3].means[0], tasks[1].means[0], tasks[3].means[0]])
+    found, eager = lazy(queries), Retriever(tasks, total(tasks), RetrievalConfig())(queries)
+    assert read == [3, 1]
+    lazy(queries)
+    assert read == [3, 1]
+    assert torch.equal(found.thresholds, eager.thresholds)
+    assert torch.equal(found.weights, eager.weights)
+
+
+def test_a_retriever_that_never_abstains_reads_no_scatter():
+    tasks = tasks_of(3)
+
+    def load(number: int) -> torch.Tensor:
+        raise AssertionError(f"the scatter of task {number} was read")
+
+    found = Retriever(tasks, total(tasks), RetrievalConfig(is_abstaining=False), load)(tasks[1].means)
+    assert torch.isinf(found.thresholds).all()
+    assert not found.is_abstained.any()
+
+
+def test_thresholds_keep_the_shape_of_the_key_numbers():
+    tasks = tasks_of(3, 2)
+    scorer = fit_scorer(tasks, total(tasks), 0.01)
+    assert isinstance(scorer, GaussianScorer)
+    numbers = torch.tensor([[5, 0, 3], [1, 1, 5]])
+    found = scorer.thresholds(numbers)
+    assert found.shape == (2, 3)
+    assert torch.equal(found.flatten(), scorer.thresholds(torch.arange(6))[numbers.flatten()])
