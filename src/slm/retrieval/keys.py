@@ -65,12 +65,8 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
     Raises:
         DataError: a query is not finite.
     """
+    check_finite(queries)
     x = queries.to(torch.float64)
-    if not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise DataError(
-            f"the query of training row {row + 1} is not finite: the backbone overflows on this text"
-        )
     counts = torch.bincount(assignments)
     means = torch.zeros(len(counts), x.shape[1], dtype=torch.float64).index_add_(0, assignments, x)
     means /= counts[:, None]
@@ -87,6 +83,20 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
         scales=torch.quantile(tau, torch.linspace(0, 1, NUM_SCALES, dtype=torch.float64)),
         radius=radius,
     )
+
+
+def check_finite(queries: Float[Tensor, "B C"]) -> None:
+    """Refuse queries that hold NaN or infinity.
+
+    Raises:
+        DataError: names the first such row.
+    """
+    is_finite = torch.isfinite(queries).all(1)
+    if not is_finite.all():
+        row = int((~is_finite).nonzero()[0])
+        raise DataError(
+            f"the query of training row {row + 1} is not finite: the backbone overflows on this text"
+        )
 
 
 def leave_one_out_distances(
