@@ -147,7 +147,9 @@ def causal_act(args: argparse.Namespace) -> dict[str, Any]:
         }
 
     with tempfile.TemporaryDirectory() as folder:
-        model = ScalableLM.create(Path(folder) / "store", "smollm2", settings(192, args.causal_epochs, batch_size=8))
+        model = ScalableLM.create(
+            Path(folder) / "store", "smollm2", settings(192, args.causal_epochs, batch_size=8)
+        )
         with timed("SmolLM2, frozen"):
             before = frozen = ask(model)
             candidates = frozen_choices(model, stream, rows)

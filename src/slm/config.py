@@ -154,7 +154,7 @@ class CosineConfig(_Config):
     """
 
     num_groups: int = 6
-    """G, slices of a query that are compared each by itself; it must divide the channels; 1 is plain cosine."""
+    """G, slices of a query compared each by itself; it must divide the channels; 1 is plain cosine."""
     keys_per_task: int = 4
     """Learned keys per task, each owning an increment of its own."""
     key_mask: float = 0.2
@@ -162,8 +162,8 @@ class CosineConfig(_Config):
     num_epochs: int = 3
     """Passes over the task's queries while its keys are learned."""
     min_steps: int = 1000
-    """Optimizer steps below which passes are added: the paper's 3 passes are 21,563 steps of its 115,000 rows,
-    but 96 of 500 rows, which leave the keys close to their random start; 0 adds none."""
+    """Optimizer steps below which passes are added: the paper's 3 passes are 21,564 steps for its 115,000
+    rows a task, but 96 for 500 rows, which leave the keys near their random start; 0 adds none."""
     batch_size: int = 16
     """Queries per step of key learning."""
     learning_rate: float = 1e-3

@@ -133,8 +133,8 @@ class RowBinding:
 class LearningBinding(nn.Module):
     """The increments being learned, U of one task: float32 parameters, computed in the dtype of the input.
 
-    A starts uniform (Kaiming), B at zero, so new increments change nothing (method section 3). The U pairs are
-    stacked along the rank, so that every row's mixture is two plain products with its weights in between.
+    A starts uniform (Kaiming), B at zero, so new increments change nothing (method section 3). The U pairs
+    are stacked along the rank: every row's mixture is two plain products with its weights in between.
 
     Args:
         layer: the frozen layer they change.
@@ -174,8 +174,8 @@ class LearningBinding(nn.Module):
         if self._weights is not None:
             if x.ndim != 3 or len(x) != len(self._weights):
                 raise BackboneError(
-                    f"a layer got input of shape {tuple(x.shape)} while {len(self._weights)} rows are weighed: "
-                    "a task of several increments is learned from whole batches of rows"
+                    f"a layer got input of shape {tuple(x.shape)}, {len(self._weights)} rows are weighed: "
+                    "several increments are learned from whole batches of rows"
                 )
             down = down * self._weights.to(x.dtype)
         change: Tensor = down @ (self.B * self.scale).to(x.dtype).T
@@ -184,7 +184,9 @@ class LearningBinding(nn.Module):
     def pairs(self) -> list[tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]]:
         """(A, B) of each increment, detached, in float32 on the CPU."""
         A, B = self.A.detach().float().cpu(), self.B.detach().float().cpu()
-        return [(a.clone(), b.clone()) for a, b in zip(A.split(self.rank), B.split(self.rank, 1), strict=True)]
+        return [
+            (a.clone(), b.clone()) for a, b in zip(A.split(self.rank), B.split(self.rank, 1), strict=True)
+        ]
 
     def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
         """Itself: every row of a learning batch is of one task."""

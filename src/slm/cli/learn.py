@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "slm learn notes film-sentiment films.jsonl --test films-test.jsonl",
     "slm learn notes film-sentiment films.jsonl --show",
+    "slm learn notes film-sentiment films.jsonl --plot-keys keys.png",
 )
 
 
@@ -50,9 +51,16 @@ def learn(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep checkpoints here; the same command then resumes."),
     ] = None,
+    key_plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot-keys", metavar="FILE", help="Draw how the loss of learned keys fell (form cosine)."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Teach one task: read its examples, fine-tune, and store it whole or not at all."""
+    from slm.bench.keys import check_key_plot, plot_key_losses
     from slm.learning import show_examples
     from slm.model import ScalableLM
     from slm.tasks import load_task
@@ -64,6 +72,8 @@ def learn(
         if as_json:
             return print_json({"task": name, "kind": task.kind.value, "examples": examples})
         return print_line("\n\n".join(examples))
+    if key_plot is not None:
+        check_key_plot(model.config.retrieval)
     given: dict[str, Any] = {
         "seed": seed,
         "num_epochs": epochs,
@@ -71,7 +81,10 @@ def learn(
     }
     given["is_truncating"] = is_truncating or None  # False leaves it to the store's settings
     settings = {key: value for key, value in given.items() if value is not None}
-    report = model.learn(task, has_progress=is_on_terminal(), **settings).as_dict() | _measure(model, task)
+    learned = model.learn(task, has_progress=is_on_terminal(), **settings)
+    if key_plot is not None and learned.key_history is not None:
+        plot_key_losses({name: learned.key_history}, key_plot)
+    report = learned.as_dict() | _measure(model, task)
     return print_json(report) if as_json else _print_report(report)
 
 

@@ -147,7 +147,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
 
 
 def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
-    """Keys of a task, from the frozen extractor alone, and what they say of its rows (method section 4, step 1)."""
+    """Keys of a task, from the frozen extractor alone, and its rows' weights (method section 4, step 1)."""
     queries = model.queries([_prompt(e) for e in task.examples], is_truncating=config.is_truncating)
     retrieval = model.config.retrieval
     if retrieval.form == "gaussian":

@@ -106,7 +106,7 @@ class Learnable(nn.Module):
         self._backbone[0].reparameterizer.bind_each(dict(zip(self.names, self.bindings, strict=True)))  # type: ignore[arg-type]
 
     def outcome(self, batch: Batch, labels: Tensor, weights: Tensor) -> Outcome:
-        """Loss and right answers of a batch whose row b mixes the increments by its weights, (B, U) float32."""
+        """Loss and right answers of a batch; row b mixes the increments by its weights, (B, U) float32."""
         for binding in self.bindings:
             binding.weigh(weights if self.num_increments > 1 else None)  # type: ignore[operator]
         if self.head is None:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -167,13 +168,13 @@ def draw_mask(num_rows: int, num_keys: int, share: float, generator: torch.Gener
 
 
 def _tail(distances: Float[Tensor, " B"]) -> Float[Tensor, " S"]:
-    """The distances that a share of 1/2, ..., 1/10,000 of the rows exceeds, evenly in the share's logarithm."""
+    """The distances that a share of 1/2 to 1/10,000 of the rows exceeds, evenly in the share's logarithm."""
     exponents = torch.linspace(math.log(_MOST_REFUSED), math.log(_LEAST_REFUSED), NUM_SCALES)
     return torch.quantile(distances, 1 - exponents.double().exp())
 
 
 def tail_threshold(scales: Sequence[float] | Tensor, false_refusal_rate: float) -> float:
-    """The distance that the stated share of a task's own rows exceeds, from what :class:`TaskKeys` remembers."""
+    """The distance that the stated share of a task's own rows exceeds, from the ``scales`` of its keys."""
     span = math.log(_LEAST_REFUSED / _MOST_REFUSED)
     place = math.log(false_refusal_rate / _MOST_REFUSED) / span * (len(scales) - 1)
     low = min(max(math.floor(place), 0), len(scales) - 2)
@@ -184,3 +185,53 @@ def _history(losses: list[float]) -> KeyHistory:
     width = max(1, math.ceil(len(losses) / _NUM_POINTS))
     parts = [losses[i : i + width] for i in range(0, len(losses), width)]
     return KeyHistory(tuple(sum(part) / len(part) for part in parts), width)
+
+
+@final
+class CosineScorer:
+    """The cosine form as a :class:`slm.retrieval.scoring.Scorer`.
+
+    Points are the queries with every slice at unit norm, so |p − k|² = |p|² + G − 2G · similarity, and the
+    most similar key is the nearest one.
+
+    Args:
+        tasks: keys of each task, as :func:`learn_cosine_keys` gives them.
+        num_groups: G.
+        false_refusal_rate: share of a task's own rows that may be refused.
+    """
+
+    def __init__(self, tasks: Sequence[TaskKeys], num_groups: int, false_refusal_rate: float) -> None:
+        counts = torch.tensor([task.num_keys for task in tasks])
+        limits = torch.tensor([tail_threshold(t.scales, false_refusal_rate) for t in tasks]).double()
+        self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
+        self.increments = torch.cat([task.increments for task in tasks])
+        self.keys = unit_groups(torch.cat([task.means for task in tasks]), num_groups)
+        self._num_groups = num_groups
+        self._limits = limits.repeat_interleave(counts)
+
+    def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
+        """Each query with its slices at unit norm, (B, J) float64 with J = C."""
+        return unit_groups(queries, self._num_groups)
+
+    def relative_distances(
+        self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
+    ) -> Float[Tensor, "B M"]:
+        """1 − similarity, float64 in 0..2; it is relative to nothing, the paper's form knows no whole."""
+        lengths = (points * points).sum(1, keepdim=True)
+        return (squared - lengths + self._num_groups) / (2 * self._num_groups)
+
+    def thresholds(self, keys: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """The distance that the stated share of the task's own rows exceeded when it was learned, float64."""
+        return self._limits[keys]
+
+    def shares(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+        """w_n = similarity_n / Σ similarity, the paper's weights, at temperature 1; rows sum to 1.
+
+        The paper leaves open what a negative similarity weighs: here nothing, and where none is positive the
+        nearest key has all. Similarities are raised to 1/temperature, so that a smaller one sharpens.
+        """
+        likeness = (1 - distances).clamp_min(0.0)
+        powers = (likeness / likeness.amax(1, keepdim=True).clamp_min(1e-300)) ** (1 / temperature)
+        nearest = functional.one_hot(distances.argmin(1), distances.shape[1]).to(powers.dtype)
+        powers = torch.where((likeness > 0).any(1, keepdim=True), powers, nearest)
+        return powers / powers.sum(1, keepdim=True)
