@@ -210,15 +210,23 @@ class RetrievalConfig(_Config):
     top_k: int = 2
     """K, keys kept per row."""
     min_weight: float = 0.05
-    """Weights below this are dropped and the rest renormalised, so clear rows carry one increment."""
+    """Weights below this, but the largest, are dropped and the rest renormalised, so clear rows carry one
+    increment; the paper drops none (0)."""
     temperature: float = 1.0
-    """Divides the log-densities before the softmax."""
+    """Divides the log-densities before the softmax; the ``cosine`` form raises similarities to 1 over it."""
     false_refusal_rate: float = 0.01
     """Share of a task's own rows that abstention may refuse (method section 2d)."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
+    index: str = "auto"
+    """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
+    vector index from the number of keys on where it wins."""
 
-    _choices = {"form": ("gaussian", "cosine"), "extractor": ("backbone", "sentence")}
+    _choices = {
+        "form": ("gaussian", "cosine"),
+        "extractor": ("backbone", "sentence"),
+        "index": ("auto", "exact", "vector"),
+    }
     _ranges = {
         "num_passes": (1, 2),
         "keys_per_task": (1, 1000),
@@ -231,10 +239,22 @@ class RetrievalConfig(_Config):
     def _mistakes(self) -> Iterator[str]:
         # Not super(): a slots dataclass is a new class, which zero-argument super() would miss.
         yield from _Config._mistakes(self)
+        yield from self._misplaced()
         if "layers" in dict(self._mistyped()) or self.layers is None:
             return
         if not self.layers or any(layer < 0 for layer in self.layers):
             yield f"layers must be layer numbers from 0 (the embeddings) upwards, got {self.layers!r}"
+
+    def _misplaced(self) -> Iterator[str]:
+        """Settings of the form that was not chosen, which would change nothing."""
+        if self.form == "cosine" and self.keys_per_task != 1:
+            yield f"keys_per_task ({self.keys_per_task!r}) is of the gaussian form, set cosine.keys_per_task"
+        if (
+            self.form == "gaussian"
+            and isinstance(self.cosine, CosineConfig)
+            and self.cosine != CosineConfig()
+        ):
+            yield "settings of cosine have no effect in the gaussian form, set form to cosine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from slm.increments.pool import IncrementPool
 from slm.reading import SILENCE, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_layers
+from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
 
@@ -74,6 +75,7 @@ class ScalableLM:
         self._pool = IncrementPool(POOL_BYTES)
         self._heads: dict[str, Mapping[str, Tensor]] = {}
         self._is_pinned = False
+        self._keys: dict[str, TaskKeys] = {}  # by commit id, without scatters
         self._knowledge = self._read(store.tasks(), store.version)
 
     @classmethod
@@ -229,32 +231,33 @@ class ScalableLM:
         with self.backbone.lock:
             self._refresh()
             text = _words(question)
-            retrieved = self.retrieve([question], is_truncating=is_truncating)
-            if retrieved is None:
+            records, retriever = self._knowledge.records, self._knowledge.retriever
+            if retriever is None:
                 return Explanation(text, (), True)
+            queries = self.queries([question], is_truncating=is_truncating)
+            retrieved, seen = retriever(queries), retriever.task_distances(queries)
         used = task_weights(retrieved, 0)
-        candidates = []
-        for number, record in enumerate(self._knowledge.records):
-            own = (retrieved.owners == number).nonzero()[:, 0]
-            key = own[retrieved.distances[0, own].argmin()]
-            candidates.append(
-                Candidate(
-                    task=record.name,
-                    weight=used.get(number, 0.0),
-                    probability=float(retrieved.posterior[0, own].sum()),
-                    distance=float(retrieved.distances[0, key]),
-                    threshold=float(retrieved.thresholds[key]),
-                )
+        candidates = [
+            Candidate(
+                task=record.name,
+                weight=used.get(number, 0.0),
+                probability=float(seen.probabilities[0, number]),
+                distance=float(seen.distances[0, number]),
+                threshold=float(seen.thresholds[0, number]),
             )
+            for number, record in enumerate(records)
+        ]
         return Explanation(
             text, tuple(sorted(candidates, key=lambda c: c.distance)), bool(retrieved.is_abstained[0])
         )
 
     def retrieve(self, questions: Sequence[Prompt], *, is_truncating: bool = False) -> Retrieved | None:
         """DTKR alone, for many questions; None while the model knows no task."""
-        if self._knowledge.retriever is None:
-            return None
-        return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
+        with self.backbone.lock:
+            self._refresh()
+            if self._knowledge.retriever is None:
+                return None
+            return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
 
     def queries(
         self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
@@ -290,17 +293,27 @@ class ScalableLM:
             )
 
     def _read(self, records: Sequence[TaskRecord], version: int) -> Knowledge:
-        retriever = None
-        if records:
-            keys = self.store.all_keys(records)
-            retriever = Retriever(keys, self.store.scatter_sum(records), self.config.retrieval)
+        """Take these tasks in; of the store only the keys of tasks not seen before and one sum are read."""
+        if not records:
+            return Knowledge(version, (), None)
+        new = [record for record in records if record.commit_id not in self._keys]
+        for record, keys in zip(new, self.store.all_keys(new, has_scatter=False), strict=True):
+            self._keys[record.commit_id] = keys
+        retriever = Retriever(
+            [self._keys[record.commit_id] for record in records],
+            self.store.scatter_sum(records),
+            self.config.retrieval,
+            lambda number: self.store.scatter(records[number]),
+        )
         return Knowledge(version, tuple(records), retriever)
 
     def _refresh(self) -> None:
         """Take in what other processes have committed or forgotten since."""
         if not self._is_pinned and self.store.version != self._knowledge.version:
-            version = self.store.version
-            self._knowledge = self._read(self.store.tasks(), version)
+            version, records = self.store.version, self.store.tasks()
+            for gone in self._keys.keys() - {record.commit_id for record in records}:
+                del self._keys[gone]
+            self._knowledge = self._read(records, version)
 
     def _mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""

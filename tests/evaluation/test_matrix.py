@@ -59,15 +59,16 @@ class FakeModel:
         keys = torch.tensor([c for name in self.names for c in (CENTRES[name] + 500, CENTRES[name])])
         owners = torch.arange(len(self.names)).repeat_interleave(2)
         distances = (places[:, None] - keys).abs()
-        nearest = distances.min(1)
-        is_abstained = (nearest.values > THRESHOLD) & self.is_abstaining
+        distances, candidates = distances.sort(1)
+        is_abstained = (distances[:, 0] > THRESHOLD) & self.is_abstaining
         return Retrieved(
-            tasks=owners[nearest.indices][:, None],
+            tasks=owners[candidates[:, :1]],
             increments=torch.zeros(len(places), 1, dtype=torch.long),
             weights=(~is_abstained).float()[:, None],
+            candidates=candidates,
             posterior=(-distances).softmax(1),
             distances=distances,
-            thresholds=torch.full((len(keys),), THRESHOLD),
+            thresholds=torch.full((len(places),), THRESHOLD),
             owners=owners,
             is_abstained=is_abstained,
         )

@@ -184,9 +184,8 @@ class LearningBinding(nn.Module):
     def pairs(self) -> list[tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]]:
         """(A, B) of each increment, detached, in float32 on the CPU."""
         A, B = self.A.detach().float().cpu(), self.B.detach().float().cpu()
-        return [
-            (a.clone(), b.clone()) for a, b in zip(A.split(self.rank), B.split(self.rank, 1), strict=True)
-        ]
+        starts = range(0, len(A), self.rank)
+        return [(A[i : i + self.rank].clone(), B[:, i : i + self.rank].clone()) for i in starts]
 
     def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
         """Itself: every row of a learning batch is of one task."""

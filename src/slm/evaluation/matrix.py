@@ -216,10 +216,9 @@ class _Run:
         """Nearest key of each question, as the model retrieves it."""
         retrieved = model.retrieve(questions, is_truncating=self.options["is_truncating"])
         assert retrieved is not None  # the stream has a task, so the model has a key
-        nearest = retrieved.nearest
         return _Routed(
-            tasks=retrieved.owners[nearest].tolist(),
-            distances=retrieved.distances.gather(1, nearest[:, None])[:, 0].tolist(),
+            tasks=retrieved.owners[retrieved.nearest].tolist(),
+            distances=retrieved.distances[:, 0].tolist(),
             is_abstained=retrieved.is_abstained.tolist(),
         )
 

@@ -66,7 +66,7 @@ def unit_groups(vectors: Float[Tensor, "N C"], num_groups: int) -> Float[Tensor,
         ConfigError: ``num_groups`` does not divide C.
     """
     check_groups(vectors.shape[1], num_groups)
-    slices = vectors.to(torch.float64).unflatten(1, (num_groups, -1))
+    slices = vectors.to(torch.float64).reshape(len(vectors), num_groups, -1)
     return functional.normalize(slices, dim=2).flatten(1)
 
 
@@ -148,7 +148,8 @@ def attract_keys(
     losses: list[float] = []
     steps_per_epoch = math.ceil(len(queries) / config.batch_size)
     for _ in range(max(config.num_epochs, math.ceil(config.min_steps / steps_per_epoch))):
-        for rows in torch.randperm(len(queries), generator=generator).split(config.batch_size):
+        order = torch.randperm(len(queries), generator=generator)
+        for rows in torch.split(order, config.batch_size):
             similarity = similarities(queries[rows], keys, config.num_groups)
             is_masked = draw_mask(len(rows), len(keys), config.key_mask, generator)
             kept = similarity.masked_fill(is_masked, -math.inf).topk(min(top_k, len(keys)), dim=1).values
@@ -202,12 +203,12 @@ class CosineScorer:
 
     def __init__(self, tasks: Sequence[TaskKeys], num_groups: int, false_refusal_rate: float) -> None:
         counts = torch.tensor([task.num_keys for task in tasks])
-        limits = torch.tensor([tail_threshold(t.scales, false_refusal_rate) for t in tasks]).double()
+        limits = [tail_threshold(task.scales, false_refusal_rate) for task in tasks]
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
         self.keys = unit_groups(torch.cat([task.means for task in tasks]), num_groups)
         self._num_groups = num_groups
-        self._limits = limits.repeat_interleave(counts)
+        self._limits = torch.tensor(limits, dtype=torch.float64).repeat_interleave(counts)
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Each query with its slices at unit norm, (B, J) float64 with J = C."""
@@ -224,7 +225,7 @@ class CosineScorer:
         """The distance that the stated share of the task's own rows exceeded when it was learned, float64."""
         return self._limits[keys]
 
-    def shares(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+    def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
         """w_n = similarity_n / Σ similarity, the paper's weights, at temperature 1; rows sum to 1.
 
         The paper leaves open what a negative similarity weighs: here nothing, and where none is positive the

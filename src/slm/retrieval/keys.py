@@ -25,8 +25,8 @@ class TaskKeys:
     """Keys and statistics of one task.
 
     Attributes:
-        means: (N_t, C) float64, mean query μ_n of each of the task's keys; in the cosine form the learned keys,
-            every group of channels at unit norm.
+        means: (N_t, C) float64, mean query μ_n of each of the task's keys; in the cosine form the learned
+            keys, every group of channels at unit norm.
         counts: (N_t,) int64, training rows behind each key, or nearest to it in the cosine form.
         scatter: (C·(C+1)/2,) float32, upper triangle of the within-key scatter
             Σ_n Σ_{q of key n} (q − μ_n)(q − μ_n)ᵀ, row by row; (0,) in the cosine form, which needs none.

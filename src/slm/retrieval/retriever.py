@@ -10,21 +10,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slm.config import RetrievalConfig
+from slm.retrieval.cosine import CosineScorer
+from slm.retrieval.index import all_distances, build_index
 from slm.retrieval.keys import TaskKeys
-from slm.retrieval.scoring import fit_scorer
+from slm.retrieval.scoring import LoadScatter, Scorer, fit_scorer
+
+NUM_CANDIDATES = 32
+"""M, the nearest keys a decision looks at; all of them in a store of no more keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """What was decided for each row of a batch.
+    """What was decided for each row of a batch, from its M nearest keys, nearest first.
 
     Attributes:
         tasks: (B, K) int64, the task of each kept key, most similar first.
         increments: (B, K) int64, which of that task's increments the key owns.
         weights: (B, K) float32, w ≥ 0; rows sum to 1, or are all zero when the row abstains.
-        posterior: (B, N) float32, softmax over all keys before anything was dropped.
-        distances: (B, N) float32, relative distance of each key (method section 2d).
-        thresholds: (N,) float32, largest relative distance of each key that is not refused.
+        candidates: (B, M) int64, numbers of the nearest keys; the first K are the kept ones.
+        posterior: (B, M) float32, weights over all candidates before anything was dropped.
+        distances: (B, M) float32, relative distance of each candidate (method section 2d).
+        thresholds: (B,) float32, largest relative distance of the row's nearest key that is not refused;
+            infinite where the retriever never abstains.
         owners: (N,) int64, the task of each key.
         is_abstained: (B,) bool, whether the row belongs to no task of the store.
     """
@@ -32,16 +39,32 @@ class Retrieved:
     tasks: Int[Tensor, "B K"]
     increments: Int[Tensor, "B K"]
     weights: Float[Tensor, "B K"]
-    posterior: Float[Tensor, "B N"]
-    distances: Float[Tensor, "B N"]
-    thresholds: Float[Tensor, " N"]
+    candidates: Int[Tensor, "B M"]
+    posterior: Float[Tensor, "B M"]
+    distances: Float[Tensor, "B M"]
+    thresholds: Float[Tensor, " B"]
     owners: Int[Tensor, " N"]
     is_abstained: Bool[Tensor, " B"]
 
     @property
     def nearest(self) -> Int[Tensor, " B"]:
         """(B,) int64, the most similar key of each row, abstained or not."""
-        return self.distances.argmin(1)
+        return self.candidates[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDistances:
+    """Every task of the store as some rows see it; t tasks.
+
+    Attributes:
+        distances: (B, t) float32, relative distance of the task's nearest key (method section 2d).
+        thresholds: (B, t) float32, largest relative distance of that key that is not refused.
+        probabilities: (B, t) float32, the task's share in the weights over all keys.
+    """
+
+    distances: Float[Tensor, "B t"]
+    thresholds: Float[Tensor, "B t"]
+    probabilities: Float[Tensor, "B t"]
 
 
 class Retriever:
@@ -49,38 +72,81 @@ class Retriever:
 
     Args:
         tasks: keys and statistics of each task, in learning order.
-        scatter_sum: (P,) float64, packed sum of the tasks' scatters.
-        config: K, temperature, smallest weight and abstention.
+        scatter_sum: (P,) float64, packed sum of the tasks' scatters; the cosine form reads none.
+        config: form, K, temperature, smallest weight, abstention and index.
+        load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
+            carry theirs.
+
+    Raises:
+        ConfigError: the vector index is asked for and FAISS is not installed.
     """
 
     def __init__(
-        self, tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], config: RetrievalConfig
+        self,
+        tasks: Sequence[TaskKeys],
+        scatter_sum: Float[Tensor, " P"],
+        config: RetrievalConfig,
+        load_scatter: LoadScatter | None = None,
     ) -> None:
         self.config = config
-        self.scorer = fit_scorer(tasks, scatter_sum, config.false_refusal_rate)
+        rate = config.false_refusal_rate
+        self.scorer: Scorer
+        if config.form == "cosine":
+            self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
+        else:
+            self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
+        self.index = build_index(self.scorer.keys, config)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
-        """Retrieve for each row; its result does not depend on the other rows."""
+        """Retrieve for each row; its result does not depend on the other rows.
+
+        Raises:
+            StoreError: a threshold needs statistics that the store cannot give.
+        """
         scorer, config = self.scorer, self.config
-        distances = scorer.relative_distances(queries.cpu())
-        log_density = -distances / 2 / config.temperature
-        num_kept = min(config.top_k, distances.shape[1])
-        best, keys = log_density.topk(num_kept, dim=1)
-        weights = best.softmax(1)
-        weights = torch.where(weights < config.min_weight, 0.0, weights)
+        points = scorer.points(queries.cpu())
+        squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
+        distances = scorer.relative_distances(points, squared)
+        weights = scorer.weigh(distances[:, : config.top_k], config.temperature)
+        is_small = weights < config.min_weight
+        is_small[:, 0] = False  # of many equal ones the nearest stays
+        weights = torch.where(is_small, 0.0, weights)
         weights = weights / weights.sum(1, keepdim=True)
-        nearest = keys[:, 0]
-        is_abstained = distances.gather(1, keys[:, :1])[:, 0] > scorer.thresholds[nearest]
-        if not config.is_abstaining:
-            is_abstained = torch.zeros_like(is_abstained)
-        weights = torch.where(is_abstained[:, None], 0.0, weights)
+        keys = candidates[:, : config.top_k]
+        thresholds = torch.full((len(points),), torch.inf, dtype=torch.float64)
+        if config.is_abstaining:
+            thresholds = scorer.thresholds(candidates[:, 0])
+        is_abstained = distances[:, 0] > thresholds
         return Retrieved(
             tasks=scorer.tasks[keys],
             increments=scorer.increments[keys],
-            weights=weights.to(torch.float32),
-            posterior=log_density.softmax(1).to(torch.float32),
+            weights=torch.where(is_abstained[:, None], 0.0, weights).to(torch.float32),
+            candidates=candidates,
+            posterior=scorer.weigh(distances, config.temperature).to(torch.float32),
             distances=distances.to(torch.float32),
-            thresholds=scorer.thresholds.to(torch.float32),
+            thresholds=thresholds.to(torch.float32),
             owners=scorer.tasks,
             is_abstained=is_abstained,
+        )
+
+    def task_distances(self, queries: Float[Tensor, "B C"]) -> TaskDistances:
+        """Every task's nearest key, exact for any number of keys; scores all of them, which is slow for many.
+
+        Raises:
+            StoreError: a threshold needs statistics that the store cannot give.
+        """
+        scorer = self.scorer
+        points = scorer.points(queries.cpu())
+        distances = scorer.relative_distances(points, all_distances(points, scorer.keys))
+        owners = scorer.tasks.expand_as(distances)
+        num_keys, num_tasks = len(scorer.tasks), int(scorer.tasks[-1]) + 1
+        best = distances.new_full((len(points), num_tasks), torch.inf)
+        best.scatter_reduce_(1, owners, distances, "amin")
+        places = torch.arange(num_keys).where(distances == best.gather(1, owners), num_keys)
+        nearest = torch.full((len(points), num_tasks), num_keys).scatter_reduce_(1, owners, places, "amin")
+        shares = scorer.weigh(distances, self.config.temperature)
+        return TaskDistances(
+            distances=best.to(torch.float32),
+            thresholds=scorer.thresholds(nearest).to(torch.float32),
+            probabilities=torch.zeros_like(best).scatter_add_(1, owners, shares).to(torch.float32),
         )

@@ -14,13 +14,17 @@ odd or long texts whatever task they belong to, cancels:
 Its threshold is not a stored number. For a row of key n, y = y_n + e with e ~ √τ · N(0, Y_n), where Y_n is
 the task's own scatter in the subspace and τ the task's own spread of lengths; r_n is then a quadratic form
 whose tail is known in closed form. So every threshold follows from the statistics of the tasks that are in
-the store *now*: adding or forgetting tasks in any order ends in the same thresholds.
+the store *now*: adding or forgetting tasks in any order ends in the same thresholds. It is computed when a
+row is first nearest to a key of the task, from that task's scatter alone, so fitting reads no scatter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,46 +35,177 @@ from slm.retrieval.keys import TaskKeys, shrink, unpack
 _SAME = 1e-9
 """Whitened distance between keys below which they count as one place."""
 
+LoadScatter = Callable[[int], Tensor]
+"""Gives the packed scatter, (P,) float32, of a task by its number."""
 
-@dataclass(frozen=True, slots=True)
-class GaussianScorer:
-    """Everything a decision needs, fitted once per set of tasks.
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What a form of DTKR gives a retriever: a space of points, and how far is too far in it.
 
     Attributes:
-        tasks: (N,) int64, the task each key belongs to.
+        tasks: (N,) int64, the task each key belongs to; keys of one task follow each other.
         increments: (N,) int64, which of its task's increments each key owns.
-        centre: (C,) float64, μ_0, the mean of all rows.
-        projection: (C, J) float64, W, onto the subspace in which the keys differ.
-        keys: (N, J) float64, y_n.
-        shares: (J,) float64, 1 / (1 + s_j²), how much of a squared coordinate the pooled whole explains.
-        thresholds: (N,) float64, the largest relative distance that is not refused.
+        keys: (N, J) float64, the key points, N ≥ 1.
     """
 
     tasks: Int[Tensor, " N"]
     increments: Int[Tensor, " N"]
-    centre: Float[Tensor, " C"]
-    projection: Float[Tensor, "C J"]
     keys: Float[Tensor, "N J"]
-    shares: Float[Tensor, " J"]
-    thresholds: Float[Tensor, " N"]
 
-    def relative_distances(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B N"]:
-        """r_n(q) for every key; the log-density under key n is −r_n / 2 up to a constant of the row."""
-        y = (queries.to(torch.float64) - self.centre) @ self.projection
-        # Written out rather than torch.cdist: exact for a row whatever its neighbours are.
-        squares = (y * y * (1 - self.shares)).sum(1, keepdim=True)
-        return squares - 2 * y @ self.keys.T + (self.keys * self.keys).sum(1)
+    def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
+        """Where some queries lie, (B, J) float64, so that the most similar key is the nearest one."""
+        ...
+
+    def relative_distances(
+        self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
+    ) -> Float[Tensor, "B M"]:
+        """What weights and abstention judge, from squared distances to keys.
+
+        Args:
+            points: (B, J) float64.
+            squared: (B, M) float64, |p − k|². For each row the result grows with it.
+        """
+        ...
+
+    def thresholds(self, keys: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """The largest relative distance that is not refused, float64, of each key number."""
+        ...
+
+    def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+        """How a row is divided among keys at these relative distances, w ≥ 0, rows sum to 1.
+
+        Args:
+            distances: (B, M) float64; the smallest gets the largest weight.
+            temperature: 1 is the form's own division; smaller sharpens, larger levels.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianSpace:
+    """Where queries and keys lie (method section 2b), fitted once per set of tasks.
+
+    Attributes:
+        centre: (C,) float64, μ_0, the mean of all rows.
+        factor: (C, C) float64, lower triangle L of the pooled shrunk covariance Σ = L Lᵀ.
+        rho: the weight of its shrinkage.
+        num_rows: rows of all tasks.
+        projection: (C, J) float64, W, onto the subspace in which the keys differ.
+        shares: (J,) float64, 1 / (1 + s_j²), how much of a squared coordinate the pooled whole explains.
+        is_plain: nothing tells the tasks apart, so J = C, the distance is Mahalanobis's and shares are zero.
+    """
+
+    centre: Float[Tensor, " C"]
+    factor: Float[Tensor, "C C"]
+    rho: float
+    num_rows: float
+    projection: Float[Tensor, "C J"]
+    shares: Float[Tensor, " J"]
+    is_plain: bool
+
+    def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
+        """Y = Wᵀ (q − μ_0) of each row, (B, J) float64."""
+        return (queries.to(torch.float64) - self.centre) @ self.projection
+
+
+@final
+class GaussianScorer:
+    """The gaussian form as a :class:`Scorer`.
+
+    Args:
+        space: fitted to these tasks.
+        tasks: keys and statistics of each task; their scatters are not read here.
+        false_refusal_rate: share of a task's own rows that may be refused.
+        load_scatter: gives a task's scatter when its threshold is first needed.
+    """
+
+    def __init__(
+        self,
+        space: GaussianSpace,
+        tasks: Sequence[TaskKeys],
+        false_refusal_rate: float,
+        load_scatter: LoadScatter,
+    ) -> None:
+        self.space = space
+        counts = torch.tensor([task.num_keys for task in tasks])
+        self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
+        self.increments = torch.cat([task.increments for task in tasks])
+        self.keys = space.points(torch.cat([task.means for task in tasks]))
+        self._learned = tasks
+        self._first_keys = (counts.cumsum(0) - counts).tolist()
+        self._rate = false_refusal_rate
+        self._load_scatter = load_scatter
+        self._limits: dict[int, list[float]] = {}
+
+    def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
+        """Y = Wᵀ (q − μ_0) of each row, (B, J) float64."""
+        return self.space.points(queries)
+
+    def relative_distances(
+        self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
+    ) -> Float[Tensor, "B M"]:
+        """r_n(q) = |y − y_n|² − Σ_j y_j² / (1 + s_j²) from the first term, (B, M) float64."""
+        return squared - (points * points * self.space.shares).sum(1, keepdim=True)
+
+    def thresholds(self, keys: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """The largest relative distance that is not refused of each key number, float64.
+
+        Computed once per task, from its scatter.
+        """
+        found = []
+        for key in keys.flatten().tolist():
+            task = int(self.tasks[key])
+            if task not in self._limits:
+                self._limits[task] = self._task_limits(task)
+            found.append(self._limits[task][key - self._first_keys[task]])
+        return torch.tensor(found, dtype=torch.float64).reshape(keys.shape)
+
+    def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+        """Softmax of the log-densities −r_n / 2 over the temperature, (B, M) float64."""
+        return (-distances / 2 / temperature).softmax(1)
+
+    def _task_limits(self, number: int) -> list[float]:
+        """Thresholds of the keys of one task."""
+        task, space = self._learned[number], self.space
+        if space.is_plain:
+            return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
+        task = dataclasses.replace(task, scatter=self._load_scatter(number))
+        spread = _own_spread(task, space.projection, self._inverse, space.rho, space.num_rows)
+        first = self._first_keys[number]
+        own = self.keys[first : first + task.num_keys]
+        return [_tail(key, space.shares, spread, task.scales, self._rate) for key in own]
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        """Σ⁻¹, (C, C) float64."""
+        return torch.cholesky_inverse(self.space.factor)
 
 
 def fit_scorer(
-    tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"], false_refusal_rate: float
+    tasks: Sequence[TaskKeys],
+    scatter_sum: Float[Tensor, " P"],
+    false_refusal_rate: float,
+    load_scatter: LoadScatter | None = None,
 ) -> GaussianScorer:
     """Fit the scorer to the tasks of a store.
 
     Args:
-        tasks: keys and statistics of each task.
+        tasks: keys and statistics of each task; without ``load_scatter`` with their scatters.
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
         false_refusal_rate: share of a task's own rows that may be refused.
+        load_scatter: gives the scatter of a task by its number, when it is first needed.
+    """
+    space = fit_space(tasks, scatter_sum)
+    return GaussianScorer(space, tasks, false_refusal_rate, load_scatter or (lambda i: tasks[i].scatter))
+
+
+def fit_space(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"]) -> GaussianSpace:
+    """The subspace in which the keys differ, whitened by the pooled covariance (method section 2b).
+
+    Args:
+        tasks: keys and statistics of each task; their scatters are not read.
+        scatter_sum: (P,) float64, packed sum of the tasks' scatters.
     """
     means = torch.cat([t.means for t in tasks])
     counts = torch.cat([t.counts for t in tasks]).to(torch.float64)
@@ -78,53 +213,48 @@ def fit_scorer(
     covariance, rho = shrink(unpack(scatter_sum, num_channels) / num_rows, num_rows)
     factor = torch.linalg.cholesky(covariance)
     centre = (counts[:, None] * means).sum(0) / num_rows
-    between = (means - centre) * (counts / num_rows).sqrt()[:, None]
-    directions, singular, _ = torch.linalg.svd(
-        torch.linalg.solve_triangular(factor, between.T, upper=False), full_matrices=False
-    )
-    kept = singular > _SAME
-    if len(tasks) == 1 or not kept.any():
-        return _plain(tasks, centre, factor, false_refusal_rate)
-    projection = torch.linalg.solve_triangular(factor.T, directions[:, kept], upper=True)
-    keys = (means - centre) @ projection
-    shares = 1 / (1 + singular[kept] ** 2)
-    inverse = torch.cholesky_inverse(factor)
-    thresholds = []
-    for task in tasks:
-        spread = _own_spread(task, projection, inverse, rho, num_rows)
-        own = (task.means - centre) @ projection
-        thresholds += [_tail(key, shares, spread, task.scales, false_refusal_rate) for key in own]
-    return GaussianScorer(
-        tasks=_owners(tasks),
-        increments=torch.cat([t.increments for t in tasks]),
+    directions, squares = _directions(means - centre, counts / num_rows, factor)
+    is_plain = len(tasks) == 1 or not len(squares)
+    if is_plain:  # no whole to be relative to
+        directions = torch.eye(num_channels, dtype=torch.float64)
+    return GaussianSpace(
         centre=centre,
-        projection=projection,
-        keys=keys,
-        shares=shares,
-        thresholds=torch.tensor(thresholds, dtype=torch.float64),
+        factor=factor,
+        rho=rho,
+        num_rows=num_rows,
+        projection=torch.linalg.solve_triangular(factor.T, directions, upper=True),
+        shares=torch.zeros(num_channels, dtype=torch.float64) if is_plain else 1 / (1 + squares),
+        is_plain=is_plain,
     )
 
 
-def _owners(tasks: Sequence[TaskKeys]) -> Tensor:
-    """(N,) int64, the task of each key."""
-    return torch.cat([torch.full((task.num_keys,), i) for i, task in enumerate(tasks)])
+def _directions(away: Tensor, shares: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal directions, (C, J), of the keys whitened by L⁻¹, and their s_j², (J,), largest first.
 
+    From a symmetric eigenproblem of size min(C, N): with fewer keys than channels it is solved in an
+    orthonormal basis of the span of the keys. A direction in which the keys do not differ is harmless, its
+    s_j² being zero to rounding; so none has to be told from it by a tolerance.
 
-def _plain(tasks: Sequence[TaskKeys], centre: Tensor, factor: Tensor, rate: float) -> GaussianScorer:
-    """One task, or tasks nothing tells apart: no whole to be relative to, so plain Mahalanobis distances."""
-    eye = torch.eye(len(centre), dtype=torch.float64)
-    projection = torch.linalg.solve_triangular(factor.T, eye, upper=True)
-    limits = [task.radius * float(torch.quantile(task.scales, 1 - rate)) for task in tasks]
-    owners = _owners(tasks)
-    return GaussianScorer(
-        tasks=owners,
-        increments=torch.cat([t.increments for t in tasks]),
-        centre=centre,
-        projection=projection,
-        keys=(torch.cat([t.means for t in tasks]) - centre) @ projection,
-        shares=torch.zeros(len(centre), dtype=torch.float64),
-        thresholds=torch.tensor(limits, dtype=torch.float64)[owners],
-    )
+    Args:
+        away: (N, C) float64, keys minus their mean.
+        shares: (N,) float64, share of all rows behind each key.
+        factor: (C, C) float64, L.
+    """
+    num_keys, num_channels = away.shape
+    if num_keys < num_channels:
+        spread = torch.linalg.solve_triangular(factor, (away * shares.sqrt()[:, None]).T, upper=False)
+        basis = torch.linalg.qr(spread)[0]
+        inside = basis.T @ spread
+        scatter = inside @ inside.T
+    else:
+        half = torch.linalg.solve_triangular(factor, away.T @ (away * shares[:, None]), upper=False)
+        scatter = torch.linalg.solve_triangular(factor, half.T, upper=False)
+        basis = None
+    squares, directions = torch.linalg.eigh((scatter + scatter.T) / 2)
+    squares, directions = squares.flip(0), directions.flip(1)
+    kept = squares > _SAME**2
+    directions = directions[:, kept] if basis is None else basis @ directions[:, kept]
+    return directions, squares[kept]
 
 
 def _own_spread(task: TaskKeys, projection: Tensor, inverse: Tensor, rho: float, num_rows: float) -> Tensor:

@@ -195,6 +195,14 @@ class Store:
             for r in records
         ]
 
+    def scatter(self, record: TaskRecord) -> Tensor:
+        """The packed scatter of one task, (P,) float32.
+
+        Raises:
+            StoreError: the file is missing, altered or does not hold one.
+        """
+        return self._folders.scatter(record)
+
     def increment(self, record: TaskRecord, index: int) -> Increment:
         """One of a task's increments.
 
