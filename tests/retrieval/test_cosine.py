@@ -257,3 +257,12 @@ def test_distances_are_one_minus_similarity(five):
     expected = 1 - similarities(queries, torch.cat([t.means for t in five]), 6)
     torch.testing.assert_close(scorer.relative_distances(points, squared), expected)
     assert torch.isfinite(expected).all()
+
+
+def test_the_vector_index_serves_this_form_as_the_exact_one_does(five):
+    pytest.importorskip("faiss")
+    queries = torch.cat([rows_of(task, 10, seed=8) for task in range(5)])
+    exact, vector = (retriever_of(five, index=engine)(queries) for engine in ("exact", "vector"))
+    assert torch.equal(exact.candidates, vector.candidates)
+    assert torch.equal(exact.weights, vector.weights)
+    assert torch.equal(exact.is_abstained, vector.is_abstained)

@@ -27,13 +27,13 @@ class AblationRow:
         misrouting: share of test rows whose nearest key is another task's, mean over the tasks.
         false_refusals: share of test rows farther from their own task's nearest key than its threshold, mean
             over the tasks; None for baselines, which have no threshold.
-        losses: mean loss of the last steps of key learning over the tasks; None for baselines.
+        loss: of the last steps of key learning, mean over the tasks; None for baselines.
     """
 
     name: str
     misrouting: float
     false_refusals: float | None
-    losses: float | None
+    loss: float | None
 
 
 def ablations(

@@ -226,8 +226,8 @@ def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig)
                 "them can reach"
             )
         return config
-    shape = model.config.increments.as_dict()
-    what = [model.backbone.fingerprint, task.digest(), shape, _knowledge_settings(config)]
+    shape, retrieval = model.config.increments.as_dict(), model.config.retrieval.as_dict()
+    what = [model.backbone.fingerprint, task.digest(), shape, retrieval, _knowledge_settings(config)]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     folder = Path(config.checkpoint_folder) / f"{task.name}-{digest[:12]}"
     return dataclasses.replace(config, checkpoint_folder=str(folder))
