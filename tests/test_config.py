@@ -58,3 +58,27 @@ def test_values_that_json_can_write_are_taken():
 
 def test_the_defaults_have_the_types_they_are_annotated_with():
     assert list(Config()._mistyped()) == list(LearningConfig()._mistyped()) == []
+
+
+def test_settings_of_the_form_that_was_not_chosen_are_refused():
+    assert message_of({"retrieval": {"form": "cosine", "keys_per_task": 4}}) == (
+        "RetrievalConfig: keys_per_task (4) is of the gaussian form, set cosine.keys_per_task: "
+        "correct these settings"
+    )
+    assert message_of({"retrieval": {"cosine": {"num_groups": 2}}}) == (
+        "RetrievalConfig: settings of cosine have no effect in the gaussian form, set form to cosine: "
+        "correct these settings"
+    )
+
+
+def test_a_mistake_inside_the_cosine_settings_is_told_by_name():
+    text = message_of({"retrieval": {"form": "cosin", "cosine": {"key_mask": 1.0, "num_group": 2}}})
+    assert "unknown setting 'num_group', did you mean 'num_groups'?" in text
+    assert "key_mask must be in 0..0.99, got 1.0" in text
+    assert "form must be one of gaussian, cosine, got 'cosin', did you mean 'cosine'?" in text
+
+
+def test_the_cosine_form_survives_the_way_to_json_and_back():
+    mapping = {"retrieval": {"form": "cosine", "cosine": {"num_groups": 1, "key_mask": 0}}}
+    config = Config.from_mapping(mapping)
+    assert Config.from_mapping(config.as_dict()) == config

@@ -147,9 +147,53 @@ class IncrementConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CosineConfig(_Config):
+    """The cosine form of DTKR: learned keys, compared in groups of channels (method section 2a).
+
+    The defaults are the paper's; it keeps K = 4 keys per row with BERT and 2 with LLaMA (``top_k``).
+    """
+
+    num_groups: int = 6
+    """G, slices of a query compared each by itself; it must divide the channels; 1 is plain cosine."""
+    keys_per_task: int = 4
+    """Learned keys per task, each owning an increment of its own."""
+    key_mask: float = 0.2
+    """Probability with which a key is masked for a row while keys are learned; 0 masks none."""
+    num_epochs: int = 3
+    """Passes over the task's queries while its keys are learned."""
+    min_steps: int = 1000
+    """Optimizer steps below which passes are added: the paper's 3 passes are 21,564 steps for its 115,000
+    rows a task, but 96 for 500 rows, which leave the keys near their random start; 0 adds none."""
+    batch_size: int = 16
+    """Queries per step of key learning."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate of the keys."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay on the keys."""
+    max_grad_norm: float = 0.1
+    """Gradient clipping of the keys."""
+
+    _ranges = {
+        "num_groups": (1, 65_536),
+        "keys_per_task": (1, 1000),
+        "key_mask": (0.0, 0.99),
+        "num_epochs": (1, 10_000),
+        "min_steps": (0, 10_000_000),
+        "batch_size": (1, 65_536),
+        "learning_rate": (1e-7, 1.0),
+        "weight_decay": (0.0, 1.0),
+        "max_grad_norm": (1e-6, math.inf),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalConfig(_Config):
     """DTKR: how a text finds its knowledge (method section 2)."""
 
+    form: str = "gaussian"
+    """``gaussian`` (closed-form keys under one covariance) or ``cosine`` (the paper's learned keys)."""
+    cosine: CosineConfig = field(default_factory=CosineConfig)
+    """Settings of the ``cosine`` form alone."""
     extractor: str = "backbone"
     """``backbone`` (hidden states of the frozen model) or ``sentence`` (a sentence-transformers model)."""
     layers: tuple[int, ...] | None = None
@@ -165,13 +209,14 @@ class RetrievalConfig(_Config):
     sentence_model: str = "minilm"
     """The encoder of the ``sentence`` extractor: an alias, a folder or a hub id."""
     keys_per_task: int | None = 1
-    """Keys per task found by k-means; None is one key per label."""
+    """Keys per task of the ``gaussian`` form, found by k-means; None is one key per label."""
     top_k: int = 2
     """K, keys kept per row."""
     min_weight: float = 0.05
-    """Weights below this are dropped and the rest renormalised, so clear rows carry one increment."""
+    """Weights below this, but the largest, are dropped and the rest renormalised, so clear rows carry one
+    increment; the paper drops none (0)."""
     temperature: float = 1.0
-    """Divides the log-densities before the softmax."""
+    """Divides the log-densities before the softmax; the ``cosine`` form raises similarities to 1 over it."""
     false_refusal_rate: float | None = None
     """Share of a task's own rows that abstention may refuse (method section 2d); None is 0.01 where the
     frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
@@ -182,6 +227,7 @@ class RetrievalConfig(_Config):
     vector index from the number of keys on where it wins."""
 
     _choices = {
+        "form": ("gaussian", "cosine"),
         "extractor": ("backbone", "sentence"),
         "pooling": ("ends", "mean"),
         "index": ("auto", "exact", "vector"),
@@ -198,10 +244,22 @@ class RetrievalConfig(_Config):
     def _mistakes(self) -> Iterator[str]:
         # Not super(): a slots dataclass is a new class, which zero-argument super() would miss.
         yield from _Config._mistakes(self)
+        yield from self._misplaced()
         if "layers" in dict(self._mistyped()) or self.layers is None:
             return
         if not self.layers or any(layer < 0 for layer in self.layers):
             yield f"layers must be layer numbers from 0 (the embeddings) upwards, got {self.layers!r}"
+
+    def _misplaced(self) -> Iterator[str]:
+        """Settings of the form that was not chosen, which would change nothing."""
+        if self.form == "cosine" and self.keys_per_task != 1:
+            yield f"keys_per_task ({self.keys_per_task!r}) is of the gaussian form, set cosine.keys_per_task"
+        if (
+            self.form == "gaussian"
+            and isinstance(self.cosine, CosineConfig)
+            and self.cosine != CosineConfig()
+        ):
+            yield "settings of cosine have no effect in the gaussian form, set form to cosine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

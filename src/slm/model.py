@@ -23,6 +23,7 @@ from slm.errors import ConfigError, StoreError, TaskError
 from slm.increments.increment import Increment
 from slm.increments.pool import IncrementPool
 from slm.reading import SILENCE, read_labels, read_words, task_weights
+from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
@@ -90,12 +91,16 @@ class ScalableLM:
 
         Raises:
             BackboneError: the backbone cannot be loaded or re-parameterized.
+            ConfigError: the settings do not fit the backbone.
             StoreError: the folder is not empty or cannot be written.
         """
         config = config or Config()
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
+        if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
+            parts = query_parts(config.retrieval, loaded.num_layers)
+            check_groups(len(parts) * loaded.num_channels, config.retrieval.cosine.num_groups)
         manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
         return cls(Store.create(path, manifest), loaded, config)
 
@@ -248,9 +253,11 @@ class ScalableLM:
 
     def retrieve(self, questions: Sequence[Prompt], *, is_truncating: bool = False) -> Retrieved | None:
         """DTKR alone, for many questions; None while the model knows no task."""
-        if self._knowledge.retriever is None:
-            return None
-        return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
+        with self.backbone.lock:
+            self._refresh()
+            if self._knowledge.retriever is None:
+                return None
+            return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
 
     def queries(
         self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32

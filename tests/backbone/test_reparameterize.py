@@ -161,3 +161,59 @@ def test_layers_are_found_by_structure_in_bert_and_llama(minilm, smollm2):
     assert outputs == ["model.layers.28.self_attn.o_proj", "model.layers.29.self_attn.o_proj"]
     with pytest.raises(BackboneError, match=r"no all-linear layers from block 30 on: choose other targets"):
         smollm2.targets("all-linear", 30)
+
+
+def test_several_increments_are_learned_as_they_will_be_applied_row_by_row():
+    """The mixture while learning equals the stored increments bound as a mixture, values and gradients."""
+    net = small_net().requires_grad_(False)
+    bound = Reparameterizer(net, NAMES)
+    seed = torch.Generator().manual_seed(0)
+    learning = {n: LearningBinding(bound.layers[n].base, 2, 1.5, 0.0, seed, 3) for n in NAMES}
+    for binding in learning.values():
+        torch.nn.init.normal_(binding.B, generator=seed)
+    x = torch.randn(4, 6, 5, generator=seed)
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
+
+    for binding in learning.values():
+        binding.weigh(weights)
+    bound.bind_each(learning)
+    learned = net(x)
+    stored = [
+        Increment({n: LowRankPair(*learning[n].pairs()[u]) for n in NAMES}, rank=2, alpha=3.0)
+        for u in range(3)
+    ]
+    mixture = Mixture(stored, torch.arange(3).expand(4, 3), weights)
+    bound.bind(mixture)
+    torch.testing.assert_close(learned, net(x))
+    bound.release()
+    torch.testing.assert_close(learned, by_hand(small_net(), x, mixture))
+
+    bound.bind_each(learning)
+    for row, unused in ((0, 2), (1, 0), (3, 2)):  # what a row is not given gets nothing from it
+        for binding in learning.values():
+            binding.zero_grad()
+            binding.weigh(weights)
+        net(x)[row].square().sum().backward()
+        for binding in learning.values():
+            own = slice(2 * unused, 2 * unused + 2)
+            assert not binding.A.grad[own].any()
+            assert not binding.B.grad[:, own].any()
+            assert binding.B.grad.any()
+
+
+def test_weights_of_other_rows_than_those_of_the_input_are_refused():
+    layer = nn.Linear(5, 7)
+    binding = LearningBinding(layer, 2, 1.0, 0.0, torch.Generator(), 2)
+    binding.weigh(torch.full((3, 2), 0.5))
+    with pytest.raises(BackboneError, match=r"input of shape \(2, 6, 5\), 3 rows are weighed"):
+        binding(torch.ones(2, 6, 5))
+
+
+def test_a_single_increment_starts_as_it_would_among_none_and_the_first_of_several_does_too():
+    layer = nn.Linear(5, 7)
+    one, three = (
+        LearningBinding(layer, 2, 1.0, 0.0, torch.Generator().manual_seed(1), count) for count in (1, 3)
+    )
+    assert torch.equal(one.A, three.A[:2])
+    assert three.A.shape == (6, 5)
+    assert three.B.shape == (7, 6)

@@ -181,3 +181,15 @@ def test_doctor_reports_a_damaged_file_as_json_and_exits_1(slm, scratch):
     file.write_bytes(intact)
     assert (result.code, result.err) == (1, "")
     assert len(json.loads(result.out)["problems"]) == 1
+
+
+def test_learn_draws_the_loss_of_learned_keys(slm, tmp_path, data):
+    folder, picture = tmp_path / "notes", tmp_path / "keys.png"
+    slm("init", folder, "--set", "retrieval.form=cosine", "--set", "retrieval.cosine.min_steps=20")
+    learned = slm(
+        *("learn", folder, "films", data / "films" / "train.jsonl", "--epochs", 1, "--json"),
+        *("--plot-keys", picture),
+    )
+    assert learned.code == 0
+    assert len(json.loads(learned.out)["key_history"]["losses"]) == 20
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -320,3 +320,11 @@ def test_standard_input_that_is_not_utf_8_is_refused(slm, store):
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(slm, arguments, message):
     assert_refused(slm(*arguments), message, code=2)
+
+
+def test_keys_that_are_not_trained_cannot_be_drawn_and_nothing_is_learned(slm, store, data, tmp_path):
+    source = data / "films" / "train.jsonl"
+    result = slm("learn", store, "other", source, "--plot-keys", tmp_path / "keys.png")
+    assert result.code == 1
+    assert result.err.startswith("slm: keys of the gaussian form are computed, not trained")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@ import torch
 
 from slm import ScalableLM, Task
 from slm.backbone.load import load_backbone
+from slm.config import Config, RetrievalConfig
 
 ROWS = [("a joy", "good"), ("a mess", "bad"), ("a delight", "good"), ("a bore", "bad"), ("lovely", "good")]
 ROWS += [("awful", "bad"), ("superb", "good"), ("dull", "bad"), ("great fun", "good"), ("a waste", "bad")]
@@ -37,3 +38,12 @@ def test_the_store_remembers_no_setting_that_changes_nothing_learned(backbone, t
     remembered = record.metadata["learning"]
     assert remembered["num_epochs"] == 2
     assert not {"checkpoint_folder", "has_progress"} & set(remembered)
+
+
+def test_no_task_starts_from_a_checkpoint_of_other_keys(backbone, tmp_path):
+    task, folder = films("films", {"good": "a", "bad": "b"}), tmp_path / "checkpoints"
+    for form in ("gaussian", "cosine"):
+        config = Config(retrieval=RetrievalConfig(form=form))
+        model = ScalableLM.create(tmp_path / form, backbone, config)
+        model.learn(task, **SETTINGS, checkpoint_folder=str(folder))
+    assert len(list(folder.iterdir())) == 2

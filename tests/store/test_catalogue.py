@@ -411,3 +411,17 @@ def test_the_manifest_on_disk_is_plain_json(store):
         "config": {"rank": 2, "targets": ["q_proj"]},
         "created": store.manifest.created,
     }
+
+
+def test_keys_that_need_no_scatter_are_stored_summed_and_forgotten_like_others(store, worker):
+    for seed in range(2):
+        knowledge = worker.knowledge(seed)
+        keys = dataclasses.replace(knowledge.keys, scatter=torch.zeros(0))
+        store.commit(f"t{seed}", "classify", [], 1, dataclasses.replace(knowledge, keys=keys))
+    again = Store.open(store.path)
+    assert again.keys(again.task("t1")).scatter.shape == (0,)
+    assert torch.equal(again.keys(again.task("t1")).means, worker.knowledge(1).keys.means)
+    assert again.scatter_sum(again.tasks()).shape == (0,)
+    again.forget("t0")
+    assert again.scatter_sum(again.tasks()).shape == (0,)
+    assert again.check() == []

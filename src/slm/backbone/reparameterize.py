@@ -131,27 +131,61 @@ class RowBinding:
 
 
 class LearningBinding(nn.Module):
-    """One increment being learned: float32 parameters, computed in the dtype of the input.
+    """The increments being learned, U of one task: float32 parameters, computed in the dtype of the input.
 
-    A starts uniform (Kaiming), B at zero, so a new increment changes nothing (method section 3).
+    A starts uniform (Kaiming), B at zero, so new increments change nothing (method section 3). The U pairs
+    are stacked along the rank: every row's mixture is two plain products with its weights in between.
+
+    Args:
+        layer: the frozen layer they change.
+        rank: R of each increment.
+        scale: s = alpha / rank.
+        dropout: on the input of A.
+        seed: draws A.
+        num_increments: U.
     """
 
     def __init__(
-        self, layer: nn.Linear, rank: int, scale: float, dropout: float, seed: torch.Generator
+        self,
+        layer: nn.Linear,
+        rank: int,
+        scale: float,
+        dropout: float,
+        seed: torch.Generator,
+        num_increments: int = 1,
     ) -> None:
         super().__init__()
         bound = layer.in_features**-0.5
-        A = (torch.rand(rank, layer.in_features, generator=seed) * 2 - 1) * bound
+        A = (torch.rand(num_increments * rank, layer.in_features, generator=seed) * 2 - 1) * bound
         self.A = nn.Parameter(A)
-        self.B = nn.Parameter(torch.zeros(layer.out_features, rank))
+        self.B = nn.Parameter(torch.zeros(layer.out_features, num_increments * rank))
+        self.rank = rank
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
+        self._weights: Tensor | None = None
+
+    def weigh(self, weights: Float[Tensor, "B U"] | None) -> None:
+        """Set the mixture of the rows to come; None is weight 1 on every increment, as with a single one."""
+        self._weights = None if weights is None else weights.repeat_interleave(self.rank, 1)[:, None]
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """The change s · B A x."""
+        """The change Σ_u w_bu s · B_u A_u x_b of row b."""
         down = self.dropout(x) @ self.A.to(x.dtype).T
+        if self._weights is not None:
+            if x.ndim != 3 or len(x) != len(self._weights):
+                raise BackboneError(
+                    f"a layer got input of shape {tuple(x.shape)}, {len(self._weights)} rows are weighed: "
+                    "several increments are learned from whole batches of rows"
+                )
+            down = down * self._weights.to(x.dtype)
         change: Tensor = down @ (self.B * self.scale).to(x.dtype).T
         return change
+
+    def pairs(self) -> list[tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]]:
+        """(A, B) of each increment, detached, in float32 on the CPU."""
+        A, B = self.A.detach().float().cpu(), self.B.detach().float().cpu()
+        starts = range(0, len(A), self.rank)
+        return [(A[i : i + self.rank].clone(), B[:, i : i + self.rank].clone()) for i in starts]
 
     def select(self, rows: Int[Tensor, " b"]) -> LearningBinding:
         """Itself: every row of a learning batch is of one task."""

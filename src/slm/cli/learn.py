@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
-from slm.cli.output import is_on_terminal, print_failure, print_json, print_line
+from slm.cli.output import is_on_terminal, print_failure, print_json, print_line, print_report
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
@@ -50,9 +50,14 @@ def learn(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep checkpoints here; the same command then resumes."),
     ] = None,
+    key_plot: Annotated[
+        Path | None,
+        typer.Option("--plot-keys", metavar="FILE", help="Draw how the loss of learned keys fell."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Teach one task: read its examples, fine-tune, and store it whole or not at all."""
+    from slm.bench.keys import check_key_plot, plot_key_losses
     from slm.learning import show_examples
     from slm.model import ScalableLM
     from slm.tasks import load_task
@@ -64,15 +69,20 @@ def learn(
         if as_json:
             return print_json({"task": name, "kind": task.kind.value, "examples": examples})
         return print_line("\n\n".join(examples))
+    if key_plot is not None:
+        check_key_plot(model.config.retrieval, key_plot)
     given: dict[str, Any] = {
         "seed": seed,
         "num_epochs": epochs,
         "checkpoint_folder": str(checkpoints) if checkpoints else None,
+        "is_truncating": is_truncating or None,  # False leaves it to the store's settings
     }
-    given["is_truncating"] = is_truncating or None  # False leaves it to the store's settings
     settings = {key: value for key, value in given.items() if value is not None}
-    report = model.learn(task, has_progress=is_on_terminal(), **settings).as_dict() | _measure(model, task)
-    return print_json(report) if as_json else _print_report(report)
+    learned = model.learn(task, has_progress=is_on_terminal(), **settings)
+    if key_plot is not None and learned.key_history is not None:
+        plot_key_losses({name: learned.key_history}, key_plot)
+    report = learned.as_dict() | _measure(model, task)
+    return print_json(report) if as_json else print_report(report)
 
 
 def _measure(model: ScalableLM, task: Task) -> dict[str, Any]:
@@ -87,13 +97,3 @@ def _measure(model: ScalableLM, task: Task) -> dict[str, Any]:
         print_failure(f"interrupted, {task.name} is stored but not measured")
         raise typer.Exit(1) from None
     return {"test_score": measured.average, "test_metric": measured.metrics[0]}
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    print_line(f"learned {report['task']} ({report['kind']}, {report['num_examples']} examples)")
-    for part, number in (("test", ""), ("validation", f"{report['num_validation']} ")):
-        if report[f"{part}_score"] is not None:
-            score = f"{report[f'{part}_metric']} {report[f'{part}_score']:.3f}"
-            print_line(f"{score} on {number}{part} examples")
-    size = f"{report['size_bytes'] / 1e6:.2f} MB"
-    print_line(f"{report['num_epochs']:g} epochs, {report['time_s']:.1f} s, {size}", "dim")

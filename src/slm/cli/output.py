@@ -45,6 +45,22 @@ def print_failure(message: str) -> None:
     sys.stderr.write(f"slm: {' '.join(message.splitlines())}\n")
 
 
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print what learning a task took and gave, from its report as plain values."""
+    print_line(f"learned {report['task']} ({report['kind']}, {report['num_examples']} examples)")
+    for part, number in (("test", ""), ("validation", f"{report['num_validation']} ")):
+        if report[f"{part}_score"] is not None:
+            score = f"{report[f'{part}_metric']} {report[f'{part}_score']:.3f}"
+            print_line(f"{score} on {number}{part} examples")
+    history = report["key_history"]
+    if history:
+        print_line(
+            f"key loss {history['losses'][0]:.3f} at first, {history['losses'][-1]:.3f} at last", "dim"
+        )
+    size = f"{report['size_bytes'] / 1e6:.2f} MB"
+    print_line(f"{report['num_epochs']:g} epochs, {report['time_s']:.1f} s, {size}", "dim")
+
+
 def draw_bar(share: float, num_columns: int = 24) -> str:
     """A bar for a share in 0..1; a share that is not zero is never drawn as nothing."""
     filled = round(share * num_columns)

@@ -17,11 +17,13 @@ from accelerate import PartialState
 from torch import Tensor
 
 from slm.backbone.backbone import BackboneKind
-from slm.config import LearningConfig
+from slm.config import LearningConfig, RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.learning.trainer import Learnable, TrainingRow, fit, validation_score
 from slm.model import ScalableLM
+from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
+from slm.retrieval.retriever import Retriever
 from slm.store import TaskKnowledge
 from slm.tasks import Example, Task, TaskKind
 
@@ -40,6 +42,7 @@ class LearningReport:
         validation_score: on the validation split; None where there was none.
         validation_metric: ``accuracy`` (encoder) or ``token accuracy`` (causal).
         size_bytes: bytes the task takes in the store.
+        key_history: how the loss of its keys fell; None for keys in closed form.
     """
 
     task: str
@@ -51,10 +54,26 @@ class LearningReport:
     validation_score: float | None
     validation_metric: str
     size_bytes: int
+    key_history: KeyHistory | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the preparation stage gives (method section 4, step 1).
+
+    Attributes:
+        keys: the task's keys, frozen from here on.
+        weights: (B, U) float32, how much of each of the task's U increments every training row is given.
+        history: how the loss of the keys fell; None for keys in closed form.
+    """
+
+    keys: TaskKeys
+    weights: Tensor
+    history: KeyHistory | None
 
 
 def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport:
@@ -75,13 +94,22 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
     _check(model, task)
     rows = training_rows(model, task, task.examples, config)
-    keys = prepare(model, task, config)
+    prepared = prepare(model, task, config)
+    weights = prepared.weights.tolist()
+    rows = [dataclasses.replace(row, weights=tuple(own)) for row, own in zip(rows, weights, strict=True)]
 
     held = {id(example) for example in task.split(config.validation_share, config.seed)[1]}
     is_held = [id(example) in held for example in task.examples]
     train = [row for row, out in zip(rows, is_held, strict=True) if not out]
     validation = [row for row, out in zip(rows, is_held, strict=True) if out]
-    learnable = Learnable(model.backbone, model.targets, model.config.increments, config, len(task.labels))
+    learnable = Learnable(
+        model.backbone,
+        model.targets,
+        model.config.increments,
+        config,
+        len(task.labels),
+        prepared.weights.shape[1],
+    )
     apart = _with_own_checkpoints(model, task, config)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
@@ -93,12 +121,13 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
             task.kind.value,
             task.labels,
             len(rows),
-            TaskKnowledge(keys, (learnable.increment(),), learnable.head_tensors()),
+            TaskKnowledge(prepared.keys, learnable.increments(), learnable.head_tensors()),
             # Nothing here may vary from run to run: the same seed gives the same bytes.
             {
                 "learning": _knowledge_settings(config),
                 "validation_score": score,
                 "num_epochs": result.num_epochs,
+                **({"key_history": dataclasses.asdict(prepared.history)} if prepared.history else {}),
             },
         )
     processes.wait_for_everyone()
@@ -113,13 +142,27 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         validation_score=score,
         validation_metric="accuracy" if is_encoder else "token accuracy",
         size_bytes=model.store.size_bytes(model.store.task(task.name)),
+        key_history=prepared.history,
     )
 
 
-def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> TaskKeys:
-    """Keys and statistics of a task, from the frozen extractor alone (method section 4, step 1)."""
+def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
+    """Keys of a task, from the frozen extractor alone, and its rows' weights (method section 4, step 1)."""
     queries = model.queries([_prompt(e) for e in task.examples], is_truncating=config.is_truncating)
-    return learn_keys(queries, _assign(queries, task, model.config.retrieval.keys_per_task, config.seed))
+    retrieval = model.config.retrieval
+    if retrieval.form == "gaussian":
+        keys = learn_keys(queries, _assign(queries, task, retrieval.keys_per_task, config.seed))
+        return Prepared(keys, torch.ones(len(queries), 1), None)
+    keys, history = learn_cosine_keys(queries, retrieval.cosine, retrieval.top_k, config.seed)
+    return Prepared(keys, own_weights(queries, keys, retrieval), history)
+
+
+def own_weights(queries: Tensor, keys: TaskKeys, config: RetrievalConfig) -> Tensor:
+    """(B, U) float32: each row retrieves among the keys of its own task, never abstaining (step 2)."""
+    retriever = Retriever((keys,), keys.scatter.double(), dataclasses.replace(config, is_abstaining=False))
+    retrieved = retriever(queries)
+    weights = torch.zeros(len(queries), int(keys.increments.max()) + 1)
+    return weights.scatter_add(1, retrieved.increments, retrieved.weights)
 
 
 def training_rows(
@@ -183,8 +226,8 @@ def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig)
                 "them can reach"
             )
         return config
-    shape = model.config.increments.as_dict()
-    what = [model.backbone.fingerprint, task.digest(), shape, _knowledge_settings(config)]
+    shape, retrieval = model.config.increments.as_dict(), model.config.retrieval.as_dict()
+    what = [model.backbone.fingerprint, task.digest(), shape, retrieval, _knowledge_settings(config)]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     folder = Path(config.checkpoint_folder) / f"{task.name}-{digest[:12]}"
     return dataclasses.replace(config, checkpoint_folder=str(folder))

@@ -1,6 +1,6 @@
-"""Fine-tuning one increment with Hugging Face Trainer.
+"""Fine-tuning the increments of one task with Hugging Face Trainer.
 
-What Trainer sees is a module that holds only the new parameters (increment and head): the frozen backbone
+What Trainer sees is a module that holds only the new parameters (increments and head): the frozen backbone
 stands outside, so checkpoints are small, and logging, resuming and several processes come with Trainer.
 """
 
@@ -31,10 +31,17 @@ from slm.learning.objectives import Outcome, answer_objective, label_objective
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A tokenized example; ``label`` is its index among the task's labels, 0 for free text."""
+    """A tokenized example.
+
+    Attributes:
+        row: prompt and answer in tokens.
+        label: its index among the task's labels, 0 for free text.
+        weights: how much of each of the task's U increments the row is answered with; sums to 1.
+    """
 
     row: Row
     label: int
+    weights: tuple[float, ...] = (1.0,)
 
 
 class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -51,15 +58,21 @@ class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": item.row.prompt + item.row.target, "item": item}
 
 
+def weights_of(rows: Sequence[TrainingRow]) -> Tensor:
+    """(B, U) float32, each row's weights over the task's increments."""
+    return torch.tensor([item.weights for item in rows])
+
+
 class Learnable(nn.Module):
-    """The new knowledge of one task: an increment and, for an encoder, a head (method section 4, step 2).
+    """The new knowledge of one task: increments and, for an encoder, a head (method section 4, step 2).
 
     Args:
-        backbone: frozen; the increment is bound to its layers while this module is in use.
-        targets: names of the layers it changes.
+        backbone: frozen; the increments are bound to its layers while this module is in use.
+        targets: names of the layers they change.
         shape: rank and scale.
         config: dropout and seed.
         num_labels: labels of the task, 0 for free text.
+        num_increments: U, increments of the task.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class Learnable(nn.Module):
         shape: IncrementConfig,
         config: LearningConfig,
         num_labels: int,
+        num_increments: int = 1,
     ) -> None:
         super().__init__()
         self._backbone = (backbone,)  # in a tuple, so that torch does not count it among the parameters
@@ -77,8 +91,10 @@ class Learnable(nn.Module):
         seed = torch.Generator().manual_seed(config.seed)
         layers = backbone.reparameterizer.layers
         self.names = tuple(targets)
+        scale = shape.alpha / shape.rank
+        self.num_increments = num_increments
         self.bindings = nn.ModuleList(
-            LearningBinding(layers[name].base, shape.rank, shape.alpha / shape.rank, config.dropout, seed)
+            LearningBinding(layers[name].base, shape.rank, scale, config.dropout, seed, num_increments)
             for name in self.names
         )
         has_head = backbone.kind is BackboneKind.ENCODER
@@ -89,17 +105,26 @@ class Learnable(nn.Module):
         """Bend the backbone with this module's parameters."""
         self._backbone[0].reparameterizer.bind_each(dict(zip(self.names, self.bindings, strict=True)))  # type: ignore[arg-type]
 
-    def outcome(self, batch: Batch, labels: Tensor) -> Outcome:
-        """Loss and right answers of a batch."""
+    def outcome(self, batch: Batch, labels: Tensor, weights: Tensor) -> Outcome:
+        """Loss and right answers of a batch; row b mixes the increments by its weights, (B, U) float32."""
+        for binding in self.bindings:
+            binding.weigh(weights if self.num_increments > 1 else None)  # type: ignore[operator]
         if self.head is None:
             return answer_objective(self._backbone[0], batch)
         return label_objective(self._backbone[0], self.head, batch, labels)
 
     def forward(
-        self, ids: Tensor, mask: Tensor, content: Tensor, positions: Tensor, targets: Tensor, labels: Tensor
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        content: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        weights: Tensor,
     ) -> dict[str, Tensor]:
         """The loss of a batch, its columns named as in :class:`slm.backbone.prompts.Batch`."""
-        loss = self.outcome(Batch(ids, mask, content, positions, targets), labels).loss
+        loss = self.outcome(Batch(ids, mask, content, positions, targets), labels, weights).loss
         if not torch.isfinite(loss):
             raise LearningError(
                 f"the loss became {float(loss.detach())} while learning, so nothing was stored: lower "
@@ -108,20 +133,24 @@ class Learnable(nn.Module):
         return {"loss": loss}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Increment and head with their own learning rates."""
+        """Increments and head with their own learning rates."""
         config = self._config
         groups = [{"params": list(self.bindings.parameters()), "lr": config.learning_rate}]
         if self.head is not None:
             groups.append({"params": list(self.head.parameters()), "lr": config.head_learning_rate})
         return [{**group, "weight_decay": config.weight_decay} for group in groups]
 
-    def increment(self) -> Increment:
-        """The learned increment, detached, in float32 on the CPU."""
-        pairs = {
-            name: LowRankPair(binding.A.detach().float().cpu(), binding.B.detach().float().cpu())  # type: ignore[operator]
-            for name, binding in zip(self.names, self.bindings, strict=True)
-        }
-        return Increment(pairs, self._shape.rank, self._shape.alpha)
+    def increments(self) -> tuple[Increment, ...]:
+        """The learned increments, detached, in float32 on the CPU."""
+        learned = [binding.pairs() for binding in self.bindings]  # type: ignore[operator]
+        return tuple(
+            Increment(
+                {name: LowRankPair(*own[i]) for name, own in zip(self.names, learned, strict=True)},
+                self._shape.rank,
+                self._shape.alpha,
+            )
+            for i in range(self.num_increments)
+        )
 
     def head_tensors(self) -> dict[str, Tensor] | None:
         """The learned head, detached, in float32 on the CPU; None for a causal backbone."""
@@ -188,7 +217,8 @@ def fit(
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = backbone.renderer.batch([item["item"].row for item in items], backbone.side)
         columns = {name: getattr(batch, name) for name in Batch.__slots__}
-        return {**columns, "labels": torch.tensor([item["item"].label for item in items])}
+        labels = torch.tensor([item["item"].label for item in items])
+        return {**columns, "labels": labels, "weights": weights_of([item["item"] for item in items])}
 
     with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch:
         folder = Path(config.checkpoint_folder or scratch)
@@ -262,7 +292,8 @@ def validation_score(
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             labels = torch.tensor([item.label for item in chosen], device=backbone.device)
-            outcome = learnable.outcome(backbone.batch([item.row for item in chosen]), labels)
+            weights = weights_of(chosen).to(backbone.device)
+            outcome = learnable.outcome(backbone.batch([item.row for item in chosen]), labels, weights)
             correct += int(outcome.num_correct)
             counted += int(outcome.num_counted)
     finally:

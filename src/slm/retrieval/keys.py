@@ -1,7 +1,7 @@
-"""Keys of one task: what the gaussian form of DTKR remembers of it (method section 2b).
+"""Keys of one task: what DTKR remembers of it, and their closed form (method section 2b).
 
-Only counts, means and one scatter are kept: sums over the task's queries, from which no example can
-be read back. They are rounded once, when the task is learned, and from then on every sum over tasks
+The gaussian form keeps counts, means and one scatter: sums over the task's queries, from which no example
+can be read back. They are rounded once, when the task is learned, and from then on every sum over tasks
 starts from these same stored numbers, so the result cannot depend on the order of arrival and what
 ``forget`` takes away is exactly what ``learn`` added.
 """
@@ -31,16 +31,20 @@ class TaskKeys:
     """Keys and statistics of one task.
 
     Attributes:
-        means: (N_t, C) float64, mean query μ_n of each of the task's keys.
-        counts: (N_t,) int64, training rows behind each key.
+        means: (N_t, C) float64, mean query μ_n of each of the task's keys; in the cosine form the learned
+            keys, every group of channels at unit norm.
+        counts: (N_t,) int64, training rows behind each key, or nearest to it in the cosine form.
         scatter: (C·(C+1)/2,) float32, upper triangle of the within-key scatter
-            Σ_n Σ_{q of key n} (q − μ_n)(q − μ_n)ᵀ, row by row.
+            Σ_n Σ_{q of key n} (q − μ_n)(q − μ_n)ᵀ, row by row; (0,) in the cosine form, which needs none.
         increments: (N_t,) int64, which of the task's increments each key owns.
         scales: (33,) float64, quantiles 0, 1/32, ..., 1 of τ, the squared distance of the task's own rows
             to a key learned from rows unlike them, divided by ``radius``: how much longer or shorter than
-            typical its queries scatter. Abstention draws its tails from it (method section 2d).
+            typical its queries scatter. Abstention draws its tails from it (method section 2d). In the cosine
+            form the distances to the nearest own key that a share of 1/2 to 1/10,000 of the task's own rows
+            exceeds.
         radius: mean squared leave-one-out Mahalanobis distance of the task's rows to their key, under
-            the task's own covariance; decides while the store holds one task only.
+            the task's own covariance; decides while the store holds one task only. Infinite in the cosine
+            form.
     """
 
     means: Float[Tensor, "N C"]
@@ -71,12 +75,8 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
     Raises:
         DataError: a query is not finite.
     """
+    check_finite(queries)
     x = queries.to(torch.float64)
-    if not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-        raise DataError(
-            f"the query of training row {row + 1} is not finite: the backbone overflows on this text"
-        )
     counts = torch.bincount(assignments)
     means = torch.zeros(len(counts), x.shape[1], dtype=torch.float64).index_add_(0, assignments, x)
     means /= counts[:, None]
@@ -93,6 +93,20 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
         scales=torch.quantile(tau, torch.linspace(0, 1, NUM_SCALES, dtype=torch.float64)),
         radius=radius,
     )
+
+
+def check_finite(queries: Float[Tensor, "B C"]) -> None:
+    """Refuse queries that hold NaN or infinity.
+
+    Raises:
+        DataError: names the first such row.
+    """
+    is_finite = torch.isfinite(queries).all(1)
+    if not is_finite.all():
+        row = int((~is_finite).nonzero()[0])
+        raise DataError(
+            f"the query of training row {row + 1} is not finite: the backbone overflows on this text"
+        )
 
 
 def leave_one_out_distances(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slm.config import RetrievalConfig
+from slm.retrieval.cosine import CosineScorer
 from slm.retrieval.index import all_distances, build_index
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.scoring import LoadScatter, Scorer, fit_scorer
@@ -27,7 +28,7 @@ class Retrieved:
         increments: (B, K) int64, which of that task's increments the key owns.
         weights: (B, K) float32, w ≥ 0; rows sum to 1, or are all zero when the row abstains.
         candidates: (B, M) int64, numbers of the nearest keys; the first K are the kept ones.
-        posterior: (B, M) float32, softmax over the candidates before anything was dropped.
+        posterior: (B, M) float32, weights over all candidates before anything was dropped.
         distances: (B, M) float32, relative distance of each candidate (method section 2d).
         thresholds: (B,) float32, largest relative distance of the row's nearest key that is not refused;
             infinite where the retriever never abstains.
@@ -58,7 +59,7 @@ class TaskDistances:
     Attributes:
         distances: (B, t) float32, relative distance of the task's nearest key (method section 2d).
         thresholds: (B, t) float32, largest relative distance of that key that is not refused.
-        probabilities: (B, t) float32, the task's share in the softmax over all keys.
+        probabilities: (B, t) float32, the task's share in the weights over all keys.
     """
 
     distances: Float[Tensor, "B t"]
@@ -71,8 +72,9 @@ class Retriever:
 
     Args:
         tasks: keys and statistics of each task, in learning order.
-        scatter_sum: (P,) float64, packed sum of the tasks' scatters.
-        config: K, temperature, smallest weight, abstention (a false-refusal rate of None is 0.01) and index.
+        scatter_sum: (P,) float64, packed sum of the tasks' scatters; the cosine form reads none.
+        config: form, K, temperature, smallest weight, abstention (a false-refusal rate of None is 0.01) and
+            index.
         load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
             carry theirs.
         device: where the exact index computes.
@@ -91,7 +93,11 @@ class Retriever:
     ) -> None:
         self.config = config
         rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
-        self.scorer: Scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
+        self.scorer: Scorer
+        if config.form == "cosine":
+            self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
+        else:
+            self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
         self.index = build_index(self.scorer.keys, config, device)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
@@ -104,9 +110,10 @@ class Retriever:
         points = scorer.points(queries.cpu())
         squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
         distances = scorer.relative_distances(points, squared)
-        log_density = -distances / 2 / config.temperature
-        weights = log_density[:, : config.top_k].softmax(1)
-        weights = torch.where(weights < config.min_weight, 0.0, weights)
+        weights = scorer.weigh(distances[:, : config.top_k], config.temperature)
+        is_small = weights < config.min_weight
+        is_small[:, 0] = False  # of many equal ones the nearest stays
+        weights = torch.where(is_small, 0.0, weights)
         weights = weights / weights.sum(1, keepdim=True)
         keys = candidates[:, : config.top_k]
         thresholds = torch.full((len(points),), torch.inf, dtype=torch.float64)
@@ -118,7 +125,7 @@ class Retriever:
             increments=scorer.increments[keys],
             weights=torch.where(is_abstained[:, None], 0.0, weights).to(torch.float32),
             candidates=candidates,
-            posterior=log_density.softmax(1).to(torch.float32),
+            posterior=scorer.weigh(distances, config.temperature).to(torch.float32),
             distances=distances.to(torch.float32),
             thresholds=thresholds.to(torch.float32),
             owners=scorer.tasks,
@@ -140,7 +147,7 @@ class Retriever:
         best.scatter_reduce_(1, owners, distances, "amin")
         places = torch.arange(num_keys).where(distances == best.gather(1, owners), num_keys)
         nearest = torch.full((len(points), num_tasks), num_keys).scatter_reduce_(1, owners, places, "amin")
-        shares = (-distances / 2 / self.config.temperature).softmax(1)
+        shares = scorer.weigh(distances, self.config.temperature)
         return TaskDistances(
             distances=best.to(torch.float32),
             thresholds=scorer.thresholds(nearest).to(torch.float32),

@@ -60,7 +60,7 @@ class Scorer(Protocol):
     def relative_distances(
         self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
     ) -> Float[Tensor, "B M"]:
-        """What abstention judges, from squared distances to keys; −½ of it is the logit of a key's weight.
+        """What weights and abstention judge, from squared distances to keys.
 
         Args:
             points: (B, J) float64.
@@ -70,6 +70,15 @@ class Scorer(Protocol):
 
     def thresholds(self, keys: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The largest relative distance that is not refused, float64, of each key number."""
+        ...
+
+    def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+        """How a row is divided among keys at these relative distances, w ≥ 0, rows sum to 1.
+
+        Args:
+            distances: (B, M) float64; the smallest gets the largest weight.
+            temperature: 1 is the form's own division; smaller sharpens, larger levels.
+        """
         ...
 
 
@@ -151,6 +160,10 @@ class GaussianScorer:
                 self._limits[task] = self._task_limits(task)
             found.append(self._limits[task][key - self._first_keys[task]])
         return torch.tensor(found, dtype=torch.float64).reshape(keys.shape)
+
+    def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
+        """Softmax of the log-densities −r_n / 2 over the temperature, (B, M) float64."""
+        return (-distances / 2 / temperature).softmax(1)
 
     def _task_limits(self, number: int) -> list[float]:
         """Thresholds of the keys of one task."""

@@ -80,7 +80,7 @@ class TaskKnowledge:
     """All that is kept of a learned task.
 
     Attributes:
-        keys: counts, means and scatter (DTKR).
+        keys: keys and what is remembered of the rows behind them (DTKR).
         increments: the low-rank changes the keys point to (JARe), at least one.
         head: name -> tensor of the task's own head; None when it answers through the backbone's.
     """
@@ -178,7 +178,8 @@ def check_knowledge(knowledge: TaskKnowledge) -> None:
     _check_tensor(where + "means", keys.means, (num_keys, num_channels), torch.float64)
     _check_tensor(where + "counts", keys.counts, (num_keys,), torch.int64)
     _check_tensor(where + "increments", keys.increments, (num_keys,), torch.int64)
-    _check_tensor(where + "scatter", keys.scatter, (packed,), torch.float32)
+    if keys.scatter.shape != (0,):  # the cosine form keeps none
+        _check_tensor(where + "scatter", keys.scatter, (packed,), torch.float32)
     if bool((keys.counts < 0).any()):
         raise StoreError(where + f"counts must not be negative, got {int(keys.counts.min())}")
     last = len(knowledge.increments) - 1
