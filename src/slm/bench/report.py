@@ -35,14 +35,8 @@ def plot_matrices(panels: Sequence[Panel], path: str | Path) -> Path:
     """
     if not panels:
         raise ConfigError("no accuracy matrix was given: pass at least one panel")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'scalable-lm[bench]'") from error
     size = max(len(panel.tasks) for panel in panels)
-    figure = Figure(figsize=(len(panels) * (1.7 + 0.85 * size), 1.6 + 0.62 * size), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = open_figure(len(panels) * (1.7 + 0.85 * size), 1.6 + 0.62 * size)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     image: Any = None
     for ax, panel in zip(axes, panels, strict=True):
@@ -58,6 +52,27 @@ def plot_matrices(panels: Sequence[Panel], path: str | Path) -> Path:
         ax.set_yticks(range(len(panel.tasks)), [f"after {name}" for name in panel.tasks])
         ax.set_xlabel("score on the test rows of")
     figure.colorbar(image, ax=list(axes), label="score (%)", shrink=0.85)
+    return save_figure(figure, path)
+
+
+def open_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of that many inches, drawn without a screen.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'scalable-lm[bench]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure, making the folders above it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
