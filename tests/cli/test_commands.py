@@ -1,8 +1,12 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
+from slm.answer import Candidate, Explanation
 from tests.cli.conftest import BAD, GOOD
 
 REVIEW = "a wonderful film, clever and moving"
@@ -126,11 +130,50 @@ def test_ask_says_that_it_abstained(slm, store):
 
 def test_explain_draws_the_decision(slm, store):
     explained = document(slm("explain", store, GOOD[0], "--json"))
-    assert [candidate["task"] for candidate in explained["candidates"]] == ["films"]
+    (films,) = explained["candidates"]
+    assert films["task"] == "films"
+    assert set(films) == {"task", "weight", "probability", "distance", "threshold"}
     header, row, verdict = slm("explain", store, GOOD[0]).out.splitlines()
-    assert header.split() == ["task", "probability", "distance", "threshold", "weight"]
-    assert row.split()[:3] == ["films", "█" * 24, "1.00"]
+    assert header.split() == [
+        "task", "distance", "|", "threshold", "distance", "threshold", "posterior", "weight", "verdict",
+    ]  # fmt: skip
+    name_and_bar, numbers = row.split("│")
+    assert name_and_bar.split()[0] == "films"
+    assert set(name_and_bar.removeprefix("films")) == {"█", " "}
+    expected = [f"{films['distance']:.3f}", f"{films['threshold']:.3f}", "1.00", "1.00", "used"]
+    assert numbers.split() == expected
     assert verdict == "answers with films 1.00"
+
+
+def test_explain_says_why_it_abstained(slm, store):
+    question = "xylem 4711 §§ quark-gluon plasma; SELECT * FROM t WHERE id = 7"
+    (films,) = document(slm("explain", store, question, "--json"))["candidates"]
+    near, limit = f"{films['distance']:.3f}", f"{films['threshold']:.3f}"
+    _, row, verdict = slm("explain", store, question).out.splitlines()
+    assert verdict == f"abstained: films is nearest and too far: {near}, its threshold is {limit}"
+    assert row.endswith("too far")
+    assert "░" in row.split("│")[1]
+    assert "\x1b" not in row
+
+
+def test_of_many_tasks_explain_shows_the_nearest_dozen(slm, store, monkeypatch):
+    many = tuple(Candidate(f"task-{i}", float(i == 0), float(i == 0), 3.0 * i - 5, 10.0) for i in range(100))
+    found = Explanation("why", many, False)
+    monkeypatch.setattr("slm.model.ScalableLM.explain", lambda *_, **__: found)
+    _, *rows, left_out, verdict = slm("explain", store, "why").out.splitlines()
+    assert [row.split()[0] for row in rows] == [f"task-{i}" for i in range(12)]
+    assert [row.split()[-1] for row in rows] == ["used", *["reach"] * 5, *["far"] * 6]
+    assert left_out == "88 farther tasks are left out, --json has them all"
+    assert verdict == "answers with task-0 1.00"
+    assert len(document(slm("explain", store, "why", "--json"))["candidates"]) == 100
+
+
+def test_explain_draws_in_ascii_where_the_output_has_no_blocks(store):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "slm.cli.main", "explain", str(store), GOOD[0]]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    _, row, _ = done.stdout.decode("ascii").splitlines()
+    assert set(row.removeprefix("films").split("|")[0]) == {"#", " "}
 
 
 def test_evaluate_measures_the_store(slm, store, data):

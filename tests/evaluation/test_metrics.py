@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.errors import DataError
+from slm.errors import ConfigError, DataError
 from slm.evaluation.metrics import (
     auroc,
     average,
     backward_transfer,
+    expected_calibration_error,
     false_refusal_rate,
     forgetting,
     forward_transfer,
     misrouting,
     oracle_gap,
+    reliability_bins,
 )
 
 EXAMPLE = [
@@ -190,3 +192,69 @@ def test_the_false_refusal_rate_is_the_share_of_rows_that_abstained():
     assert message_of(false_refusal_rate, []) == (
         "the false-refusal rate needs at least 1 row, got 0: give some"
     )
+
+
+CONFIDENT = st.lists(st.tuples(st.one_of(st.just(1.0), SHARES), st.booleans()), min_size=1, max_size=40)
+
+
+def reference_calibration_error(rows, num_bins) -> float:
+    """Walks the sorted rows; a bin ends at the first change of confidence after its share of the rows."""
+    rows = sorted(rows, key=lambda row: row[0])
+    total, begun, wanted = 0.0, [], len(rows) / num_bins
+    for i, row in enumerate(rows):
+        begun.append(row)
+        is_last = i + 1 == len(rows)
+        if is_last or (i + 1 >= wanted and rows[i + 1][0] != row[0]):
+            gap = sum(right for _, right in begun) - sum(sure for sure, _ in begun)
+            total += abs(gap)
+            begun = []
+            while wanted <= i + 1 + 1e-9:
+                wanted += len(rows) / num_bins
+    return total / len(rows)
+
+
+@fast
+@given(CONFIDENT, st.integers(1, 20))
+def test_the_expected_calibration_error_equals_its_reference(rows, num_bins):
+    sure, right = zip(*rows, strict=True)
+    expected = reference_calibration_error(rows, num_bins)
+    assert expected_calibration_error(sure, right, num_bins) == pytest.approx(expected, abs=1e-9)
+
+
+@fast
+@given(CONFIDENT, st.randoms())
+def test_the_expected_calibration_error_does_not_depend_on_the_order_of_the_rows(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    (sure, right), (sure_2, right_2) = zip(*rows, strict=True), zip(*shuffled, strict=True)
+    assert expected_calibration_error(sure, right) == pytest.approx(
+        expected_calibration_error(sure_2, right_2), abs=1e-12
+    )
+
+
+def test_reliability_bins_are_of_equal_mass_and_never_part_equal_confidences():
+    bins = reliability_bins([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [False, True, False, True, True, True], 3)
+    assert [(m.num_rows, m.accuracy) for m in bins] == [(2, 0.5), (2, 0.5), (2, 1.0)]
+    assert [m.confidence for m in bins] == pytest.approx([0.15, 0.35, 0.55])
+    tied = reliability_bins([0.5, 1.0, 1.0, 1.0, 1.0, 1.0], [True] * 6, 3)
+    assert [m.num_rows for m in tied] == [6]
+
+
+def test_the_expected_calibration_error_is_nothing_for_honest_and_everything_for_wrong_certainty():
+    assert expected_calibration_error([0.75] * 4, [True, True, True, False]) == 0
+    assert expected_calibration_error([1.0] * 5, [False] * 5) == 1
+    assert expected_calibration_error([0.5, 1.0], [True, True], num_bins=2) == 0.25
+
+
+def test_a_reliability_diagram_refuses_what_is_no_probability():
+    assert message_of(expected_calibration_error, [], []) == (
+        "a reliability diagram needs at least 1 row, got 0: give some"
+    )
+    assert message_of(reliability_bins, [0.5], []) == (
+        "there are 1 confidences but 0 decisions: give one for each"
+    )
+    for odd, shown in ((1.5, "1.5"), (math.nan, "nan"), (-0.1, "-0.1")):
+        assert message_of(reliability_bins, [0.5, odd], [True, True]) == (
+            f"a confidence must be in 0..1, got {shown}: give probabilities"
+        )
+    with pytest.raises(ConfigError, match=r"^num_bins must be at least 1, got 0: raise it$"):
+        reliability_bins([0.5], [True], 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +18,11 @@ EXAMPLES = (
     'slm explain notes "A film that never ends, and should."',
     'slm explain notes "How far away is the moon?" --json',
 )
+
+NUM_SHOWN = 12
+"""How many of the nearest tasks are drawn."""
+
+_STYLES = {"used": "green", "in reach": "", "too far": "dim"}
 
 
 def explain(
@@ -32,20 +39,48 @@ def explain(
 
 
 def _print_decision(explanation: Explanation) -> None:
-    candidates = explanation.candidates
-    if not candidates:
+    shown = explanation.candidates[:NUM_SHOWN]
+    if not shown:
         return print_line("abstained: the store has no task yet", "yellow")
     print_table(
-        ("task", "probability", "", "distance", "threshold", "weight"),
-        [(c.task, draw_bar(c.probability), *_numbers(c)) for c in candidates],
+        ("task", "distance | threshold", "distance", "threshold", "posterior", "weight", "verdict"),
+        [(c.task, bar, *_numbers(c)) for c, bar in zip(shown, _bars(shown), strict=True)],
         num_texts=2,
+        styles=[_STYLES[_verdict(c)] for c in shown],
     )
+    num_left_out = len(explanation.candidates) - len(shown)
+    if num_left_out:
+        print_line(f"{num_left_out} farther tasks are left out, --json has them all", "dim")
+    nearest = shown[0]
+    reach = f"{nearest.distance:.3f}, its threshold is {nearest.threshold:.3f}"
     if explanation.is_abstained:
-        return print_line("abstained: every task is farther away than its threshold", "yellow")
-    used = sorted(((c.task, c.weight) for c in candidates if c.weight > 0), key=lambda item: -item[1])
+        return print_line(f"abstained: {nearest.task} is nearest and too far: {reach}", "yellow")
+    used = sorted(
+        ((c.task, c.weight) for c in explanation.candidates if c.weight > 0), key=lambda item: -item[1]
+    )
     print_line(f"answers with {name_weights(used)}")
 
 
-def _numbers(candidate: Candidate) -> tuple[str, str, str, str]:
+def _verdict(candidate: Candidate) -> str:
+    if candidate.weight > 0:
+        return "used"
+    return "too far" if candidate.distance > candidate.threshold else "in reach"
+
+
+def _numbers(candidate: Candidate) -> tuple[str, ...]:
     near = f"{candidate.distance:.3f}", f"{candidate.threshold:.3f}"
-    return f"{candidate.probability:.2f}", *near, f"{candidate.weight:.2f}"
+    return *near, f"{candidate.probability:.2f}", f"{candidate.weight:.2f}", _verdict(candidate)
+
+
+def _bars(candidates: Sequence[Candidate]) -> list[str]:
+    """Distances as bars that start at 0, or at the smallest, and end at the largest of those shown.
+
+    The scale is a square root, as distances are squares: far tasks would press near ones into one column.
+    """
+    ends = [v for c in candidates for v in (c.distance, c.threshold) if math.isfinite(v)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+
+    def place(value: float) -> float:
+        return math.sqrt(min(max((value - low) / (high - low or 1.0), 0.0), 1.0))
+
+    return [draw_bar(place(c.distance), place(c.threshold)) for c in candidates]

@@ -21,10 +21,15 @@ def print_line(text: str = "", style: str | None = None) -> None:
     Console(highlight=False).print(text, style=style, markup=False, emoji=False, soft_wrap=True)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], num_texts: int = 1) -> None:
+def print_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    num_texts: int = 1,
+    styles: Sequence[str] | None = None,
+) -> None:
     """Print a table; the first ``num_texts`` columns are texts, the others numbers.
 
-    Off a terminal no column is cut short, however long the lines become.
+    Off a terminal no column is cut short, however long the lines become; ``styles``, one a row, are unseen.
     """
     from rich.console import Console
     from rich.table import Table
@@ -33,8 +38,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], num_texts:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(header):
         table.add_column(title, justify="left" if number < num_texts else "right", no_wrap=number > 0)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for number, row in enumerate(rows):
+        table.add_row(*(Text(cell) for cell in row), style=styles[number] if styles else None)
     console = Console(highlight=False)
     width = console.width if console.is_terminal else 10_000
     console.print(table, width=width, soft_wrap=not console.is_terminal)
@@ -61,10 +66,30 @@ def print_report(report: Mapping[str, Any]) -> None:
     print_line(f"{report['num_epochs']:g} epochs, {report['time_s']:.1f} s, {size}", "dim")
 
 
-def draw_bar(share: float, num_columns: int = 24) -> str:
-    """A bar for a share in 0..1; a share that is not zero is never drawn as nothing."""
-    filled = round(share * num_columns)
-    return "█" * max(filled, 1 if share >= 0.005 else 0)
+def draw_bar(share: float, mark: float, num_columns: int = 20) -> str:
+    """A bar of a length in 0..1 with a mark on its way, "███|░░": solid to the mark and pale beyond it.
+
+    Blanks fill it up to ``num_columns``. It is drawn in ASCII where standard output has no blocks. The mark
+    stands on the right side of the bar's end however near the two are.
+    """
+    solid, pale, line = "█░│" if _can_print("█░│") else "#.|"
+    end, place = (min(num_columns - 1, max(0, round(value * (num_columns - 1)))) for value in (share, mark))
+    if share > mark:
+        end = max(end, min(place + 1, num_columns - 1))
+        place = min(place, end - 1)
+    cells = [solid if i < place else pale for i in range(end + (share > mark))]
+    cells += [" "] * (num_columns - len(cells))
+    cells[place] = line
+    return "".join(cells)
+
+
+def _can_print(text: str) -> bool:
+    """Whether standard output has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def name_weights(tasks: Iterable[tuple[str, float]]) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
-from slm.errors import DataError
+from slm.errors import ConfigError, DataError
 
 Scores = Sequence[Sequence[float | None]]
 """a[i][j]; row i holds at least its first i + 1 entries."""
@@ -141,6 +142,72 @@ def false_refusal_rate(is_abstained: Sequence[bool]) -> float:
     """
     _check_rows(len(is_abstained), "the false-refusal rate")
     return sum(map(bool, is_abstained)) / len(is_abstained)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Rows of about equal confidence.
+
+    Attributes:
+        num_rows: how many there are.
+        confidence: their mean confidence.
+        accuracy: share of them that is right.
+    """
+
+    num_rows: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(
+    confidences: Sequence[float], is_right: Sequence[bool], num_bins: int = 15
+) -> tuple[ReliabilityBin, ...]:
+    """Sort rows by confidence and cut them into bins of equal mass, B / num_bins rows each.
+
+    Rows of one and the same confidence are never parted: a cut that falls among them moves behind them. So
+    the bins do not depend on the order of the rows, and there are fewer of them where confidences repeat.
+
+    Args:
+        confidences: of each row, 0 to 1.
+        is_right: whether each row's decision is right.
+        num_bins: most bins.
+
+    Raises:
+        DataError: there are no rows, the lengths differ, or a confidence is outside 0 to 1.
+        ConfigError: num_bins is below 1.
+    """
+    _check_rows(len(confidences), "a reliability diagram")
+    _check_lengths(len(confidences), "confidences", len(is_right), "decisions")
+    if num_bins < 1:
+        raise ConfigError(f"num_bins must be at least 1, got {num_bins}: raise it")
+    sure, right = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+    odd = sure[~((sure >= 0) & (sure <= 1))]
+    if len(odd):
+        raise DataError(f"a confidence must be in 0..1, got {odd[0]:g}: give probabilities")
+    order = np.argsort(sure, kind="stable")
+    sure, right = sure[order], right[order]
+    wanted = np.ceil(np.arange(1, num_bins + 1) * len(sure) / num_bins).astype(int)
+    cuts = np.unique(np.searchsorted(sure, sure[wanted - 1], side="right"))
+    return tuple(
+        ReliabilityBin(int(end - start), float(sure[start:end].mean()), float(right[start:end].mean()))
+        for start, end in zip([0, *cuts[:-1]], cuts, strict=True)
+    )
+
+
+def expected_calibration_error(
+    confidences: Sequence[float], is_right: Sequence[bool], num_bins: int = 15
+) -> float:
+    """Expected calibration error: Σ_m (B_m / B) |accuracy_m − confidence_m| over bins m of equal mass.
+
+    The bins are those of :func:`reliability_bins`; with bins of equal width, most would be nearly empty where
+    a router is nearly always sure.
+
+    Raises:
+        DataError: there are no rows, the lengths differ, or a confidence is outside 0 to 1.
+        ConfigError: num_bins is below 1.
+    """
+    bins = reliability_bins(confidences, is_right, num_bins)
+    return sum(m.num_rows * abs(m.accuracy - m.confidence) for m in bins) / len(confidences)
 
 
 def _triangle(scores: Scores) -> list[list[float]]:
