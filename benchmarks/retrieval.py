@@ -33,7 +33,10 @@ from slm.evaluation.metrics import auroc
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
 from slm.retrieval.retriever import Retriever
 
-CLASSIFICATIONS = "mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo".split()
+CLASSIFICATIONS = (
+    *("mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb"),
+    *("yelp", "amazon", "sst2", "dbpedia", "agnews", "multirc", "yahoo"),
+)
 """The 15 tasks of the long stream, order 8."""
 TWINS = ("mnli", "rte", "cb")
 """Three sets of one task, inference between two sentences, with shared labels."""
