@@ -117,7 +117,7 @@ def _sort(
         suffix = next((s for s in _HALVES if name.endswith(s)), None)
         if suffix and path != name and path != suffix:
             modules.setdefault(path[: -len(suffix)], {})[_HALVES[suffix]] = name
-        elif path != name and any(f".{m}." in f".{path}" for m in whole):
+        elif path != name and any(f"{m}." in path for m in whole):  # PEFT takes names that end so
             saved.append(name)
         else:
             raise IncrementError(f"{where} holds {name!r}: {_meaning(name)}")
