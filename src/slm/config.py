@@ -187,6 +187,20 @@ class CosineConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig(_Config):
+    """How much knowledge is kept near at hand; the rest is read from the store when it is asked for."""
+
+    host_bytes: int = 1 << 30
+    """Most bytes of increments in memory."""
+    device_bytes: int = 1 << 30
+    """Most bytes of increments on the GPU; means nothing where the backbone computes on the CPU."""
+    head_bytes: int = 1 << 26
+    """Most bytes of encoders' heads in memory."""
+
+    _ranges = {"host_bytes": (0, 1 << 50), "device_bytes": (0, 1 << 50), "head_bytes": (0, 1 << 50)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievalConfig(_Config):
     """DTKR: how a text finds its knowledge (method section 2)."""
 
@@ -319,5 +333,7 @@ class Config(_Config):
     """The increments every new task gets."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """DTKR."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Byte budgets."""
     learning: LearningConfig = field(default_factory=LearningConfig)
     """Defaults of ``learn``."""

@@ -16,12 +16,14 @@ from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import prefill
 from slm.backbone.load import load_backbone, locate
+from slm.backbone.merge import unmerge
 from slm.backbone.prompts import Batch, Prompt, Row
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config, RetrievalConfig
-from slm.errors import ConfigError, StoreError, TaskError
+from slm.errors import BackboneError, ConfigError, StoreError, TaskError
+from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
 from slm.increments.increment import Increment
-from slm.increments.pool import IncrementPool
+from slm.increments.pool import ByteCache, IncrementPool
 from slm.reading import SILENCE, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
@@ -31,11 +33,9 @@ from slm.store import Manifest, Store, TaskRecord
 
 if TYPE_CHECKING:
     from slm.evaluation.matrix import Evaluation
+    from slm.learning.adopt import ImportReport
     from slm.learning.learner import LearningReport
     from slm.tasks import Stream, Task
-
-POOL_BYTES = 1 << 30
-"""Default budget of the increment pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ class Knowledge:
     version: int
     records: tuple[TaskRecord, ...]
     retriever: Retriever | None
+
+    @property
+    def needs_two_passes(self) -> bool:
+        """Whether a task bends the very layers that make the query, as imported ones may."""
+        return any(record.metadata.get("needs_two_passes") for record in self.records)
 
 
 class ScalableLM:
@@ -72,8 +77,10 @@ class ScalableLM:
             if config.retrieval.extractor == "sentence"
             else None
         )
-        self._pool = IncrementPool(POOL_BYTES)
-        self._heads: dict[str, Mapping[str, Tensor]] = {}
+        budgets = config.pool
+        self._pool = IncrementPool(budgets.host_bytes, backbone.device, budgets.device_bytes)
+        self._heads: ByteCache[Mapping[str, Tensor]] = ByteCache(budgets.head_bytes, _size_of)
+        self._merged: MergedTasks | None = None
         self._is_pinned = False
         self._keys: dict[str, TaskKeys] = {}  # by commit id, without scatters
         self._knowledge = self._read(store.tasks(), store.version)
@@ -144,14 +151,79 @@ class ScalableLM:
         """
         from slm.learning import learn_task
 
-        with self.backbone.lock:
+        with self._frozen("learn"):
             return learn_task(self, task, **settings)
 
     def evaluate(self, stream: Stream, **options: Any) -> Evaluation:
         """Accuracy matrix and metrics of method section 5; see :func:`slm.evaluation.evaluate_stream`."""
         from slm.evaluation import evaluate_stream
 
+        self._expect_frozen("evaluate")
         return evaluate_stream(self, stream, **options)
+
+    def merge(self, tasks: Tasks) -> None:
+        """Bake one task, or a fixed mixture of tasks, into the backbone's weights, until :meth:`unmerge`.
+
+        Meanwhile every question is answered from it at the frozen backbone's speed: nothing is retrieved and
+        no row abstains. What needs the frozen weights (learning, explaining, evaluating) is refused, and so
+        is every other model on the same backbone.
+
+        Args:
+            tasks: a name, several names in equal parts, or {name: weight} with weights of sum 1.
+
+        Raises:
+            TaskError: a task is unknown or cannot be merged.
+            ConfigError: the weights are not above 0 with the sum 1.
+            BackboneError: something is merged already, or a layer's weights cannot be merged into.
+        """
+        with self._frozen("merge"):
+            self._merged = merge_tasks(self.backbone, self.store, tasks)
+
+    def unmerge(self) -> None:
+        """Put the frozen weights back, to the bit; nothing happens when nothing is merged."""
+        with self.backbone.lock:
+            if self._merged is not None:
+                unmerge(self.backbone)
+            self._merged = None
+
+    def export(self, tasks: Tasks, folder: str | Path, *, is_merged: bool = False) -> list[str]:
+        """Write tasks for other programs, as a PEFT adapter or, merged, as a transformers checkpoint.
+
+        Args:
+            tasks: a name, several names in equal parts, or {name: weight} with weights of sum 1.
+            folder: new or empty.
+            is_merged: whole weights with the tasks baked in, tokenizer included.
+
+        Returns:
+            The names of the files written; ``docs/adapters.md`` says what they are.
+
+        Raises:
+            TaskError: a task is unknown or cannot be exported.
+            ConfigError: the weights are not above 0 with the sum 1.
+            StoreError: the folder is not empty or cannot be written.
+            BackboneError: something is merged, or a layer's weights cannot be merged into.
+        """
+        with self._frozen("export"):
+            return export_tasks(self.backbone, self.store, tasks, folder, is_merged)
+
+    def import_adapter(self, folder: str | Path, task: Task, **options: Any) -> ImportReport:
+        """Take a LoRA adapter trained elsewhere as the knowledge of a task, without training.
+
+        Args:
+            folder: a PEFT adapter folder.
+            task: its name, and examples its keys are computed from.
+            **options: see :func:`slm.learning.adopt.import_adapter`.
+
+        Raises:
+            TaskError: the name is taken, or the backbone cannot answer this kind of task.
+            StoreError: a file of the adapter cannot be read; the store is as it was.
+            IncrementError: it is no LoRA adapter, does not fit, or its head cannot be used.
+            DataError: an example cannot be used.
+        """
+        from slm.learning import import_adapter
+
+        with self._frozen("import an adapter"):
+            return import_adapter(self, Path(folder), task, **options)
 
     def forget(self, name: str) -> None:
         """Remove a task; what is left answers as if it had never been taught.
@@ -160,8 +232,10 @@ class ScalableLM:
             TaskError: there is no such task.
         """
         with self.backbone.lock:
+            if self._merged and any(record.name == name for record in self._merged.mixture.records):
+                raise TaskError(f"task {name!r} is merged into the weights: unmerge before forgetting it")
             record = self.store.forget(name)
-            self._heads.pop(record.commit_id, None)
+            self._heads.drop(record.commit_id)
             for index in range(record.num_increments):
                 self._pool.drop((record.commit_id, index))
             self._refresh()
@@ -180,7 +254,7 @@ class ScalableLM:
         if is_abstaining is not None:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
-        other._is_pinned = True
+        other._is_pinned, other._merged = True, None
         other._knowledge = other._read(records, self._knowledge.version)
         return other
 
@@ -213,6 +287,7 @@ class ScalableLM:
         answers: list[Answer | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         with self.backbone.lock, torch.inference_mode():
+            self._expect_own_weights()
             self._refresh()
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
@@ -228,7 +303,7 @@ class ScalableLM:
         Raises:
             DataError: the question is empty or too long.
         """
-        with self.backbone.lock:
+        with self._frozen("explain"):
             self._refresh()
             text = _words(question)
             records, retriever = self._knowledge.records, self._knowledge.retriever
@@ -266,7 +341,7 @@ class ScalableLM:
         rows = self._rows(questions, is_truncating)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        with self.backbone.lock, torch.no_grad():
+        with self._frozen("retrieve"), torch.no_grad():
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 if self._extractor is not None:
@@ -316,6 +391,27 @@ class ScalableLM:
         can_answer = self.backbone.kind is not BackboneKind.ENCODER
         return replace(config, false_refusal_rate=0.01 if can_answer else 0.001)
 
+    def _expect_own_weights(self) -> None:
+        if self.backbone.merged is not (self._merged.merge if self._merged else None):
+            raise BackboneError(
+                f"another model has merged a task into backbone {self.backbone.source!r}: unmerge it there"
+            )
+
+    def _expect_frozen(self, what: str) -> None:
+        self._expect_own_weights()
+        if self._merged is not None:
+            names = ", ".join(record.name for record in self._merged.mixture.records)
+            raise BackboneError(
+                f"{names} is merged into the weights, and to {what} takes the frozen ones: unmerge first"
+            )
+
+    @contextlib.contextmanager
+    def _frozen(self, what: str) -> Iterator[None]:
+        """Hold the backbone within the block, and only while nothing is merged into it."""
+        with self.backbone.lock:
+            self._expect_frozen(what)
+            yield
+
     def _refresh(self) -> None:
         """Take in what other processes have committed or forgotten since."""
         if not self._is_pinned and self.store.version != self._knowledge.version:
@@ -353,12 +449,14 @@ class ScalableLM:
 
         bound.release()
         try:
-            if retriever is None:
+            if self._merged is not None:
+                yield [self._merged.mixture.retrieved(len(texts))]
+            elif retriever is None:
                 yield decided
             elif self._extractor is not None:
                 decide(self._extractor(texts))
                 yield decided
-            elif self._is_two_pass:
+            elif self._is_two_pass or self._knowledge.needs_two_passes:
                 decide(self.backbone.queries(batch, self.parts))
                 yield decided
             else:
@@ -368,25 +466,30 @@ class ScalableLM:
             bound.release()
 
     def _answer(self, batch: Batch, texts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+        records = self._merged.mixture.records if self._merged else self._knowledge.records
         with self._adapting(batch, texts) as decided:
             if self.backbone.kind is BackboneKind.ENCODER:
-                if not self._knowledge.records:
+                if not records:
                     return [SILENCE] * len(texts)
-                pooled = self.backbone.pooled(batch)
-                return read_labels(pooled, decided[0], self._knowledge.records, self._head)
+                return read_labels(self.backbone.pooled(batch), decided[0], records, self._head)
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
-            return read_words(self.backbone, start, retrieved, self._knowledge.records, max_new_tokens)
+            return read_words(self.backbone, start, retrieved, records, max_new_tokens)
 
     def _head(self, record: TaskRecord) -> Mapping[str, Tensor]:
-        if record.commit_id not in self._heads:
+        head = self._heads.get(record.commit_id)
+        if head is None:
             head = self.store.head(record)
             if head is None:
                 raise TaskError(
                     f"task {record.name!r} has no head, so an encoder cannot answer it: learn it again"
                 )
-            self._heads[record.commit_id] = head
-        return self._heads[record.commit_id]
+            self._heads.put(record.commit_id, head)
+        return head
+
+
+def _size_of(head: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in head.values())
 
 
 def _words(prompt: Prompt) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from slm.cli import ask, doctor, evaluate, explain, forget, init, learn, tasks
+from slm.cli import ask, doctor, evaluate, explain, export, forget, import_, init, learn, tasks
 
-COMMANDS = (init, learn, ask, explain, evaluate, tasks, forget, doctor)
+COMMANDS = (init, learn, ask, explain, evaluate, tasks, forget, import_, export, doctor)
 SLM = (sys.executable, "-m", "slm.cli.main")
 
 
 def name_of(module) -> str:
-    return module.__name__.rpartition(".")[2]
+    return module.__name__.rpartition(".")[2].rstrip("_")
 
 
 def test_help_takes_less_than_half_a_second():

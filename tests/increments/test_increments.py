@@ -1,15 +1,12 @@
-"""Increments and the pool."""
+"""Increments, and several of them as one."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
 
-from slm.errors import ConfigError, IncrementError
-from slm.increments.increment import Increment, LowRankPair
-from slm.increments.pool import IncrementPool
+from slm.errors import IncrementError
+from slm.increments.increment import Increment, LowRankPair, concatenate, unify
 
 
 def increment(value: float = 1.0, rank: int = 2) -> Increment:
@@ -29,30 +26,52 @@ def test_pairs_that_do_not_fit_are_refused():
         increment(float("nan"))
 
 
-def test_the_pool_loads_once_and_drops_the_least_recently_used():
-    size = increment().size_bytes
-    loaded = []
-
-    def load(name: str) -> Increment:
-        loaded.append(name)
-        return increment()
-
-    pool = IncrementPool(2 * size)
-    want = lambda *names: pool.get({name: partial(load, name) for name in names})  # noqa: E731
-    want("a", "b")
-    want("a")
-    want("c")  # b is the least recently used
-    want("a", "b")
-    assert loaded == ["a", "b", "c", "b"]
-    assert pool.size_bytes <= 2 * size
+def drawn(rank: int, alpha: float, names: str, seed: int) -> Increment:
+    random = torch.Generator().manual_seed(seed)
+    pairs = {
+        n: LowRankPair(torch.randn(rank, 4, generator=random), torch.randn(3, rank, generator=random))
+        for n in names
+    }
+    return Increment(pairs, rank, alpha)
 
 
-def test_one_request_is_served_even_beyond_the_budget():
-    pool = IncrementPool(0)
-    assert len(pool.get({"a": increment, "b": increment})) == 2
-    assert len(pool) == 0
+def change(increment: Increment, name: str) -> torch.Tensor:
+    """The full weight change s · B A of a layer, zero where there is none."""
+    if name not in increment.pairs:
+        return torch.zeros(3, 4, dtype=torch.float64)
+    pair = increment.pairs[name]
+    return increment.scale * pair.B.double() @ pair.A.double()
 
 
-def test_a_negative_budget_is_refused():
-    with pytest.raises(ConfigError, match=r"budget_bytes must be 0 or more, got -1"):
-        IncrementPool(-1)
+def test_a_mixture_is_one_increment_whose_change_is_the_weighted_sum():
+    parts = [drawn(2, 7.0, "ab", 0), drawn(5, 3.0, "bc", 1), drawn(1, 1.0, "a", 2)]
+    weights = [0.5, 0.3, 0.2]
+    mixed = concatenate(parts, weights)
+    assert (mixed.rank, mixed.scale) == (8, 1.0)
+    for name in "abc":
+        expected = sum(w * change(part, name) for w, part in zip(weights, parts, strict=True))
+        torch.testing.assert_close(change(mixed, name), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_single_increment_of_full_weight_is_its_own_mixture():
+    part = drawn(2, 7.0, "ab", 0)
+    assert concatenate([part], [1.0]) is part
+
+
+def test_pairs_of_different_ranks_and_scales_become_one_increment_with_the_same_changes():
+    pairs = {n: drawn(r, 1.0, n, r).pairs[n] for n, r in (("a", 1), ("b", 4), ("c", 2), ("d", 4))}
+    scales = {"a": 0.5, "b": 2.0, "c": 3.7, "d": 2.0}
+    found = unify(pairs, scales)
+    assert (found.rank, found.scale) == (4, 2.0)
+    assert found.pairs["b"].B is pairs["b"].B  # the most common scale is kept to the bit
+    for name, pair in pairs.items():
+        expected = scales[name] * pair.B.double() @ pair.A.double()
+        torch.testing.assert_close(change(found, name), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_scales_of_zero_stay_zero():
+    pairs = {n: drawn(2, 1.0, n, 0).pairs[n] for n in "ab"}
+    assert not change(unify(pairs, {"a": 0.0, "b": 0.0}), "a").any()
+    mixed = unify(pairs, {"a": 0.0, "b": 1.5})
+    assert not change(mixed, "a").any()
+    assert change(mixed, "b").any()

@@ -17,7 +17,11 @@ def record(store, worker):
     [
         ("statistics.safetensors", lambda store, record: store.keys(record)),
         ("head.safetensors", lambda store, record: store.head(record)),
-        ("increment-1/adapter_config.json", lambda store, record: store.increment(record, 1)),
+        # PEFT reads it, slm finds rank and alpha in the tensors' file
+        (
+            CONFIG := "increment-1/adapter_config.json",
+            lambda store, record: store._folders.read(record, CONFIG),
+        ),
         ("increment-1/adapter_model.safetensors", lambda store, record: store.increment(record, 1)),
     ],
 )

@@ -194,6 +194,6 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(StoreError) as caught:
         read_adapter(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is not an adapter folder (No such file or directory): "
+        f"{tmp_path} is not an adapter folder (no file adapter_config.json): "
         "it needs adapter_config.json and adapter_model.safetensors"
     )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slm.backbone.heads import pool_mean, pool_words
+from slm.backbone.merge import Merge
 from slm.backbone.prompts import Batch, Prompt, Renderer, Row
 from slm.backbone.reparameterize import Reparameterizer
 from slm.backbone.targets import choose_targets, find_blocks, find_linear
@@ -76,6 +77,7 @@ class Backbone:
         self.side = "right" if kind is BackboneKind.ENCODER else "left"
         self._linear = find_linear(model)
         self.reparameterizer = Reparameterizer(model, [layer.name for layer in self._linear])
+        self.merged: Merge | None = None  # set by `slm.backbone.merge` alone
         self.lock = threading.RLock()
 
     @property

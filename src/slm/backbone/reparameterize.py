@@ -220,6 +220,11 @@ class ReparameterizedLinear(nn.Module):
         """(O,), the frozen bias."""
         return self.base.bias
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I), whatever the layout of the weight."""
+        return self.base.out_features, self.base.in_features
+
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """W x + bias, plus the bound change."""
         y: Tensor = self.base(x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -61,9 +63,18 @@ class Increment:
                     f"increment of rank {self.rank} holds a pair of rank {pair.rank} at {name}: "
                     "every pair of one increment has the same rank"
                 )
-            if not (torch.isfinite(pair.A).all() and torch.isfinite(pair.B).all()):
-                raise IncrementError(f"increment holds NaN or infinity at {name}: it cannot be used")
+        self._refuse_infinite()
         object.__setattr__(self, "pairs", MappingProxyType(dict(sorted(self.pairs.items()))))
+
+    def _refuse_infinite(self) -> None:
+        if not self.pairs:
+            return
+        # One answer for all pairs: on a GPU every question waits for the device.
+        found = [torch.isfinite(t).all() for pair in self.pairs.values() for t in (pair.A, pair.B)]
+        are_finite = torch.stack(found).view(-1, 2).all(1)
+        if not bool(are_finite.all()):
+            name = list(self.pairs)[are_finite.tolist().index(False)]
+            raise IncrementError(f"increment holds NaN or infinity at {name}: it cannot be used")
 
     @property
     def scale(self) -> float:
@@ -78,4 +89,65 @@ class Increment:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Increment:
         """The same increment on another device or in another dtype."""
         pairs = {n: LowRankPair(p.A.to(device, dtype), p.B.to(device, dtype)) for n, p in self.pairs.items()}
-        return Increment(pairs, self.rank, self.alpha)
+        if dtype is not None:  # a narrower one may overflow
+            return Increment(pairs, self.rank, self.alpha)
+        moved = copy.copy(self)  # moving changes no value: nothing to check, no waiting for the device
+        object.__setattr__(moved, "pairs", MappingProxyType(pairs))
+        return moved
+
+
+def unify(pairs: Mapping[str, LowRankPair], scales: Mapping[str, float]) -> Increment:
+    """One increment out of pairs with ranks and scales of their own: each layer keeps its s · B A.
+
+    Smaller ranks are filled up with zeros, which change nothing; a scale that is not the most common one
+    is folded into its B, rounded once to float32.
+
+    Args:
+        pairs: layer name -> pair, at least one.
+        scales: layer name -> the factor s of its pair.
+    """
+    rank = max(pair.rank for pair in pairs.values())
+    scale = Counter(s for s in scales.values() if s != 0).most_common(1)
+    common = scale[0][0] if scale else 1.0
+    unified = {name: _scaled(pair, scales[name] / common, rank) for name, pair in pairs.items()}
+    return Increment(unified, rank, common * rank)
+
+
+def concatenate(increments: Sequence[Increment], weights: Sequence[float]) -> Increment:
+    """The fixed mixture Σ_k w_k · s_k · B_k A_k as one increment of rank Σ_k R_k (method section 3).
+
+    The pairs of a layer are stacked along the rank and w_k · s_k is folded into B_k, in float32, so the
+    scale of the result is 1. A single increment of weight 1 is returned as it is.
+
+    Args:
+        increments: K increments, of any ranks and layers.
+        weights: K weights.
+    """
+    if len(increments) == 1 and weights[0] == 1:
+        return increments[0]
+    names = sorted({name for increment in increments for name in increment.pairs})
+    rank = sum(increment.rank for increment in increments)
+    pairs = {}
+    for name in names:
+        some = next(increment.pairs[name] for increment in increments if name in increment.pairs)
+        downs, ups = [], []
+        for increment, weight in zip(increments, weights, strict=True):
+            nothing = LowRankPair(
+                some.A.new_zeros(increment.rank, some.A.shape[1]),
+                some.B.new_zeros(some.B.shape[0], increment.rank),
+            )
+            pair = _scaled(increment.pairs.get(name, nothing), weight * increment.scale, increment.rank)
+            downs.append(pair.A.float())
+            ups.append(pair.B.float())
+        pairs[name] = LowRankPair(torch.cat(downs), torch.cat(ups, dim=1))
+    return Increment(pairs, rank, float(rank))
+
+
+def _scaled(pair: LowRankPair, factor: float, rank: int) -> LowRankPair:
+    """The pair with ``factor`` folded into B and filled up with zeros to ``rank``."""
+    B = pair.B if factor == 1 else (pair.B.double() * factor).float()
+    missing = rank - pair.rank
+    if not missing:
+        return LowRankPair(pair.A, B)
+    A = torch.cat([pair.A, pair.A.new_zeros(missing, pair.A.shape[1])])
+    return LowRankPair(A, torch.cat([B, B.new_zeros(B.shape[0], missing)], dim=1))

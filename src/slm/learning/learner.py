@@ -92,7 +92,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     """
     begun = time.perf_counter()
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
-    _check(model, task)
+    check_learnable(model, task)
     rows = training_rows(model, task, task.examples, config)
     prepared = prepare(model, task, config)
     weights = prepared.weights.tolist()
@@ -202,7 +202,12 @@ def show_examples(model: ScalableLM, task: Task, num_examples: int = 3) -> list[
     return shown
 
 
-def _check(model: ScalableLM, task: Task) -> None:
+def check_learnable(model: ScalableLM, task: Task) -> None:
+    """Refuse a task whose name is taken, or which the backbone cannot answer.
+
+    Raises:
+        TaskError: it is so.
+    """
     if any(record.name == task.name for record in model.tasks):
         raise TaskError(f"task {task.name!r} is already learned: forget it first or choose another name")
     if model.backbone.kind is BackboneKind.ENCODER and task.kind is TaskKind.GENERATION:

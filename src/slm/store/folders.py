@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ from slm.store.values import (
     ADAPTER_CONFIG,
     ADAPTER_MODEL,
     bytes_to_tensors,
-    parse_adapter,
+    load_increment,
+    parse_config,
     sync_folder,
     tensors_to_bytes,
     write_adapter,
@@ -111,9 +114,14 @@ class TaskFolders:
                 f"{record.name!r}), got {index}: choose one of them"
             )
         folder = f"increment-{index}"
-        config = self.read(record, f"{folder}/{ADAPTER_CONFIG}")
-        tensors = self.read(record, f"{folder}/{ADAPTER_MODEL}")
-        return parse_adapter(config, tensors, f"{record.folder}/{folder}")
+        where = f"{record.folder}/{folder}"
+
+        def settings() -> tuple[int, float]:  # stores made before 0.2 keep them in this file only
+            path = f"{folder}/{ADAPTER_CONFIG}"
+            return parse_config(self.read(record, path), f"{where}/{ADAPTER_CONFIG}")
+
+        with self._checked(record, f"{folder}/{ADAPTER_MODEL}") as file:
+            return load_increment(file, f"{where}/{ADAPTER_MODEL}", settings)
 
     def head(self, record: TaskRecord) -> dict[str, Tensor] | None:
         """The head of a task, name -> tensor; None when it has none."""
@@ -127,23 +135,52 @@ class TaskFolders:
         Raises:
             StoreError: the file is not listed, lies outside the store, is missing or altered.
         """
-        listed = next((file for file in record.files if file.path == path), None)
-        if listed is None:
-            raise StoreError(f"task {record.name!r} lists no file {path!r}: its catalogue row is damaged")
-        place, name = self._place(record, path), f"{record.folder}/{path}"
-        try:
+        listed = self._listed(record, path)
+        name = f"{record.folder}/{path}"
+        with _reporting(record, name):
+            place = self._place(record, path)
             data = place.read_bytes() if place.stat().st_size == listed.size_bytes else None
-        except FileNotFoundError as error:
-            raise StoreError(f"{name} is missing: {_remedy(record)}") from error
-        except OSError as error:
-            raise StoreError(f"{name} cannot be read ({error.strerror}): {_remedy(record)}") from error
         if data is None:
             raise StoreError(f"{name} has been altered (its size is wrong): {_remedy(record)}")
         if is_forced or (record.commit_id, path) not in self._verified:
-            if hashlib.sha256(data).hexdigest() != listed.sha256:
-                raise StoreError(f"{name} has been altered (its sha256 is wrong): {_remedy(record)}")
-            self._verified.add((record.commit_id, path))
+            self._verify(record, listed, data)
         return data
+
+    @contextlib.contextmanager
+    def _checked(self, record: TaskRecord, path: str) -> Iterator[Path]:
+        """The place of a task's file, for a reader that maps it; checked as :meth:`read` does.
+
+        The digest is taken over a memory map the first time, so the disk is read once and nothing is
+        copied. That the file was not exchanged between the check and the end of the block is checked too.
+        """
+        listed = self._listed(record, path)
+        name = f"{record.folder}/{path}"
+        with _reporting(record, name):
+            place = self._place(record, path)
+            before = _identity(place)
+            if before.size_bytes != listed.size_bytes or not before.size_bytes:  # nothing cannot be mapped
+                raise StoreError(f"{name} has been altered (its size is wrong): {_remedy(record)}")
+            if (record.commit_id, path) not in self._verified:
+                with (
+                    place.open("rb") as file,
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+                ):
+                    self._verify(record, listed, data)
+            yield place
+            if _identity(place) != before:
+                raise StoreError(f"{name} was exchanged while it was read: {_remedy(record)}")
+
+    def _verify(self, record: TaskRecord, listed: FileRecord, data: bytes | mmap.mmap) -> None:
+        if hashlib.sha256(data).hexdigest() != listed.sha256:
+            name = f"{record.folder}/{listed.path}"
+            raise StoreError(f"{name} has been altered (its sha256 is wrong): {_remedy(record)}")
+        self._verified.add((record.commit_id, listed.path))
+
+    def _listed(self, record: TaskRecord, path: str) -> FileRecord:
+        listed = next((file for file in record.files if file.path == path), None)
+        if listed is None:
+            raise StoreError(f"task {record.name!r} lists no file {path!r}: its catalogue row is damaged")
+        return listed
 
     def remove(self, record: TaskRecord) -> None:
         """Remove a task's folder with all it holds; nothing happens when it is gone."""
@@ -171,6 +208,31 @@ class TaskFolders:
                 "the store: restore the catalogue from a copy or forget the task"
             )
         return place
+
+
+class _Identity(NamedTuple):
+    """What changes when a file is exchanged or written to."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    changed_ns: int
+
+
+def _identity(file: Path) -> _Identity:
+    found = file.stat()
+    return _Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _reporting(record: TaskRecord, name: str) -> Iterator[None]:
+    """Within the block, what the file system refuses becomes one line about the file ``name``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"{name} is missing: {_remedy(record)}") from error
+    except OSError as error:
+        raise StoreError(f"{name} cannot be read ({error.strerror}): {_remedy(record)}") from error
 
 
 def remove_entry(entry: Path) -> None:

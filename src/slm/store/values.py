@@ -6,14 +6,16 @@ trusts nothing in it and needs no PEFT.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as render_safetensors
 from torch import Tensor
@@ -23,10 +25,14 @@ from slm.increments.increment import Increment, LowRankPair
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_MODEL = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the path of a module."""
 _SUFFIXES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 # Settings under which PEFT computes something else than s · B A with one s and one rank.
 _FOREIGN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+# Everything the parsers of safetensors and torch are known to raise on bytes that are no tensors.
+_NO_TENSORS = (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,10 +65,20 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The safetensors file of ``tensors``; views and shared storage are copied first."""
-    data: bytes = render_safetensors({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
-    return data
+def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The safetensors file of ``tensors``; views and shared storage are copied first.
+
+    Same tensors, same bytes: safetensors writes metadata in any order, here it is sorted.
+    """
+    copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    data: bytes = render_safetensors(copies, dict(metadata) if metadata else None)
+    if not metadata:
+        return data
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return data[:8] + text + data[8 + size :]
 
 
 def bytes_to_tensors(data: bytes, where: str) -> dict[str, Tensor]:
@@ -73,24 +89,36 @@ def bytes_to_tensors(data: bytes, where: str) -> dict[str, Tensor]:
     """
     try:
         tensors: dict[str, Tensor] = parse_safetensors(data)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise StoreError(
-            f"{where} is not a safetensors file torch can hold: restore it from a copy"
-        ) from error
+    except _NO_TENSORS as error:
+        raise _unreadable(where) from error
+    refuse_infinite(tensors, where)
+    return tensors
+
+
+def refuse_infinite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        StoreError: a tensor holds one.
+    """
     for name, tensor in tensors.items():
         wide = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite knows no 8-bit floats
         if not bool(torch.isfinite(wide).all()):
             raise StoreError(f"{where} holds NaN or infinity at {name}: restore it from a copy")
-    return tensors
 
 
-def write_adapter(folder: Path, increment: Increment, backbone_source: str) -> None:
-    """Write ``increment`` as a new PEFT LoRA adapter folder, so that PEFT adds the same s · B A."""
+def write_adapter(
+    folder: Path, increment: Increment, backbone_source: str, task_type: str | None = None
+) -> None:
+    """Write ``increment`` as a new PEFT LoRA adapter folder, so that PEFT adds the same s · B A.
+
+    Rank and alpha stand in the tensors' file too, so that slm reads that one file only.
+    """
     folder.mkdir()
     alpha = increment.alpha
     config: dict[str, object] = {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": task_type,
         "base_model_name_or_path": backbone_source,
         "revision": None,
         "r": increment.rank,
@@ -109,66 +137,105 @@ def write_adapter(folder: Path, increment: Increment, backbone_source: str) -> N
     }
     tensors = {}
     for name, pair in increment.pairs.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = pair.A
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = pair.B
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = pair.A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = pair.B
     write_bytes(folder / ADAPTER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    write_bytes(folder / ADAPTER_MODEL, tensors_to_bytes(tensors))
+    metadata = {"format": "pt", "rank": str(increment.rank), "alpha": repr(float(alpha))}
+    write_bytes(folder / ADAPTER_MODEL, tensors_to_bytes(tensors, metadata))
     sync_folder(folder)
 
 
 def read_adapter(folder: Path) -> Increment:
-    """Read any plain LoRA adapter folder, this store's or another program's.
+    """Read a plain LoRA adapter folder, as :func:`write_adapter` makes them.
 
     Raises:
         StoreError: a file is missing, or is no safetensors file.
         IncrementError: the files do not hold one increment.
     """
-    try:
-        config, tensors = (folder / ADAPTER_CONFIG).read_bytes(), (folder / ADAPTER_MODEL).read_bytes()
-    except OSError as error:
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_MODEL) if not (folder / name).is_file()]
+    if missing:
         raise StoreError(
-            f"{folder} is not an adapter folder ({error.strerror}): "
+            f"{folder} is not an adapter folder (no file {missing[0]}): "
             f"it needs {ADAPTER_CONFIG} and {ADAPTER_MODEL}"
-        ) from error
-    return parse_adapter(config, tensors, str(folder))
+        )
+    settings = parse_config((folder / ADAPTER_CONFIG).read_bytes(), f"{folder}/{ADAPTER_CONFIG}")
+    return load_increment(folder / ADAPTER_MODEL, f"{folder}/{ADAPTER_MODEL}", lambda: settings)
 
 
-def parse_adapter(config: bytes, tensors: bytes, where: str) -> Increment:
-    """The increment in the bytes of an adapter's two files; ``where`` names its folder in messages.
+def load_increment(file: Path, where: str, read_settings: Callable[[], tuple[int, float]]) -> Increment:
+    """The increment in an adapter's tensors, through one memory map that is given up before returning.
+
+    The values are copied out, so the file may go and the caller's byte budget counts what is resident.
+
+    Args:
+        file: the safetensors file.
+        where: how a message calls it.
+        read_settings: gives rank and alpha where the file does not say them itself.
 
     Raises:
-        StoreError: the second is no safetensors file, or holds NaN or infinity.
-        IncrementError: the two do not hold one increment.
+        StoreError: it is no safetensors file, or holds NaN or infinity.
+        IncrementError: it does not hold one increment.
     """
-    rank, alpha = _parse_config(config, f"{where}/{ADAPTER_CONFIG}")
-    file = f"{where}/{ADAPTER_MODEL}"
+    with open_tensors(file, where) as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    refuse_infinite(tensors, where)
+    try:
+        rank, alpha = _parse_metadata(metadata) if "rank" in metadata else read_settings()
+        return Increment(_pair_up(tensors), rank, alpha)
+    except IncrementError as error:
+        raise IncrementError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def open_tensors(file: Path, where: str) -> Iterator[Any]:
+    """A safetensors file, mapped into memory within the block; its header has been checked.
+
+    Raises:
+        StoreError: it is no safetensors file, also when that turns out within the block.
+    """
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            yield opened
+    except _NO_TENSORS as error:
+        raise _unreadable(where) from error
+
+
+def _unreadable(where: str) -> StoreError:
+    return StoreError(f"{where} is not a safetensors file torch can hold: restore it from a copy")
+
+
+def _pair_up(tensors: Mapping[str, Tensor]) -> dict[str, LowRankPair]:
+    """Layer name -> pair, out of PEFT's names."""
     halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in bytes_to_tensors(tensors, file).items():
+    for name, tensor in tensors.items():
         suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
-        module = name[len(_PREFIX) : -len(suffix)] if suffix else ""
-        if suffix is None or not name.startswith(_PREFIX) or not module:
-            raise IncrementError(
-                f"{file} holds {name!r}, which is no lora_A or lora_B weight: not an increment"
-            )
+        module = name[len(PREFIX) : -len(suffix)] if suffix else ""
+        if suffix is None or not name.startswith(PREFIX) or not module:
+            raise IncrementError(f"it holds {name!r}, which is no lora_A or lora_B weight: not an increment")
         if not tensor.is_floating_point():
-            raise IncrementError(
-                f"{file} holds {tensor.dtype} at {name}: an increment has floating point values"
-            )
+            raise IncrementError(f"it holds {tensor.dtype} at {name}: an increment has floating point values")
         halves.setdefault(module, {})[_SUFFIXES[suffix]] = tensor
     for module, half in halves.items():
         if len(half) != 2:
             missing = "lora_B" if "A" in half else "lora_A"
-            raise IncrementError(
-                f"{file} has no {missing} for {module}: the file does not hold one increment"
-            )
+            raise IncrementError(f"it has no {missing} for {module}: the file does not hold one increment")
+    return {module: LowRankPair(half["A"], half["B"]) for module, half in halves.items()}
+
+
+def _parse_metadata(metadata: Mapping[str, str]) -> tuple[int, float]:
     try:
-        pairs = {module: LowRankPair(half["A"], half["B"]) for module, half in halves.items()}
-        return Increment(pairs, rank, alpha)
-    except IncrementError as error:
-        raise IncrementError(f"{file}: {error}") from error
+        return int(metadata["rank"]), float(metadata["alpha"])
+    except (KeyError, ValueError) as error:
+        raise IncrementError("its rank and alpha cannot be read: restore it from a copy") from error
 
 
-def _parse_config(config: bytes, where: str) -> tuple[int, float]:
+def parse_config(config: bytes, where: str) -> tuple[int, float]:
+    """Rank and alpha out of a plain adapter's settings.
+
+    Raises:
+        IncrementError: they are no JSON, or describe something else than LoRA of one rank and alpha.
+    """
     try:
         found = json.loads(config)
     except (ValueError, RecursionError) as error:

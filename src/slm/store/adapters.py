@@ -1,0 +1,200 @@
+"""PEFT's LoRA adapters from elsewhere: any rank, alpha and layers, read without trusting anything in them.
+
+What an adapter changes is read off its tensors, so however its targets were written (a list, a regular
+expression, "all-linear") needs no interpreting. Every shape is compared with the backbone's layer in the
+file's header, before any value is read; a setting under which PEFT computes something else than
+Σ s · B A, or one that is not known here, is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from slm.errors import IncrementError, StoreError
+from slm.increments.increment import Increment, LowRankPair, unify
+from slm.store.peft_settings import read_settings, scales_of
+from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX, open_tensors, refuse_infinite
+
+MAX_RANK = 1024
+"""Largest rank of an imported pair, as of a learned one."""
+
+_MAX_HEADER_BYTES = 1 << 25
+_HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+
+
+@dataclass(frozen=True, slots=True)
+class PeftAdapter:
+    """What a PEFT LoRA adapter says.
+
+    Attributes:
+        increment: its pairs under the backbone's own layer names, as one increment.
+        saved: tensors of the modules it saved whole (``modules_to_save``), by their path.
+        settings: its ``adapter_config.json``.
+    """
+
+    increment: Increment
+    saved: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+
+def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefix: str) -> PeftAdapter:
+    """Read a LoRA adapter that any program wrote, for a backbone with these layers.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        shapes: layer name -> (O, I), everything an increment may change.
+        prefix: what stands before a layer's name in a model with a head around the backbone, such as "bert".
+
+    Raises:
+        StoreError: a file is missing, a link, no safetensors file, or holds NaN or infinity.
+        IncrementError: it is no LoRA adapter, does not fit, or means something an increment cannot say.
+    """
+    settings = read_settings(_file(folder, ADAPTER_CONFIG))
+    file = _file(folder, ADAPTER_MODEL)
+    _check_header(file)
+    with open_tensors(file, str(file)) as opened:
+        names = list(opened.keys())
+        modules, saved = _sort(names, settings, str(file))
+        places = _places(modules, shapes, prefix, str(file))
+        sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
+        _check_saved(saved, sizes, str(file))
+        tensors = {name: opened.get_tensor(name).clone() for name in names}
+    refuse_infinite(tensors, str(file))
+    scales = scales_of(ranks, settings, str(folder / ADAPTER_CONFIG))
+    pairs = {places[m]: _pair(m, modules[m], tensors, str(file)) for m in modules}
+    kept = {name.removeprefix(PREFIX): tensors[name] for name in saved}
+    return PeftAdapter(unify(pairs, {places[m]: s for m, s in scales.items()}), kept, settings)
+
+
+def _file(folder: Path, name: str) -> Path:
+    """A file of the adapter, refused when it is missing, a link or a device."""
+    file = folder / name
+    pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
+    if not file.exists() and name == ADAPTER_MODEL and pickles:
+        raise StoreError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which is never opened: save the adapter "
+            f"with peft's save_pretrained, which writes {ADAPTER_MODEL}"
+        )
+    if file.is_symlink():
+        raise StoreError(f"{file} is a link, which is not followed: copy the adapter with cp -rL first")
+    if not file.is_file():
+        raise StoreError(
+            f"{folder} is not an adapter folder (no file {name}): "
+            f"it needs {ADAPTER_CONFIG} and {ADAPTER_MODEL}"
+        )
+    return file
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+    if size > _MAX_HEADER_BYTES:
+        raise StoreError(
+            f"{file} announces a header of {size} bytes, at most {_MAX_HEADER_BYTES} are read: it is damaged"
+        )
+
+
+def _sort(
+    names: list[str], settings: Mapping[str, Any], where: str
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Split tensor names into module -> half -> name, and those of modules saved whole."""
+    wanted = settings.get("modules_to_save") or ()
+    whole = [m for m in wanted if isinstance(m, str)] if isinstance(wanted, (list, tuple)) else []
+    modules: dict[str, dict[str, str]] = {}
+    saved: list[str] = []
+    for name in names:
+        path = name.removeprefix(PREFIX)
+        suffix = next((s for s in _HALVES if name.endswith(s)), None)
+        if suffix and path != name and path != suffix:
+            modules.setdefault(path[: -len(suffix)], {})[_HALVES[suffix]] = name
+        elif path != name and any(f"{m}." in path for m in whole):  # PEFT takes names that end so
+            saved.append(name)
+        else:
+            raise IncrementError(f"{where} holds {name!r}: {_meaning(name)}")
+    if not modules:
+        raise IncrementError(f"{where} changes no layer: it holds no lora_A and lora_B weights")
+    return modules, saved
+
+
+def _meaning(name: str) -> str:
+    for mark, words in (
+        ("lora_magnitude_vector", "a DoRA adapter changes a layer by more than s · B A"),
+        ("lora_embedding_", "changed embeddings cannot be an increment, only linear layers can"),
+        ("embed", "embeddings saved with an adapter cannot be an increment"),
+        ("lm_head", "a language-model head saved with an adapter cannot be an increment"),
+        ("bias", "changed biases cannot be an increment"),
+    ):
+        if mark in name:
+            return words
+    return "it is no lora_A or lora_B weight of PEFT's"
+
+
+def _places(
+    modules: Mapping[str, object], shapes: Mapping[str, tuple[int, int]], prefix: str, where: str
+) -> dict[str, str]:
+    """The backbone's name of each module, with or without the head's model around it."""
+    places: dict[str, str] = {}
+    for module in modules:
+        names = (module, module.removeprefix(f"{prefix}."), f"{prefix}.{module}")
+        place = next((name for name in names if name in shapes), None)
+        if place is None:
+            raise IncrementError(
+                f"{where} changes {module}, which is no linear layer of a block of this backbone: only those "
+                "can be re-parameterized, and the adapter must have been trained on this backbone"
+            )
+        if place in places.values():
+            raise IncrementError(f"{where} changes {place} twice: one pair per layer is needed")
+        places[module] = place
+    return places
+
+
+def _check_pair(
+    module: str,
+    halves: Mapping[str, str],
+    sizes: Mapping[str, tuple[int, ...]],
+    shape: tuple[int, int],
+    where: str,
+) -> int:
+    """The rank of a pair, from the header alone."""
+    if len(halves) != 2:
+        missing = "lora_B" if "A" in halves else "lora_A"
+        raise IncrementError(f"{where} has no {missing} for {module}: the adapter is not whole")
+    down, up = sizes[halves["A"]], sizes[halves["B"]]
+    rank = down[0] if len(down) == 2 else 0
+    if down != (rank, shape[1]) or up != (shape[0], rank):
+        raise IncrementError(
+            f"{where} has lora_A {down} and lora_B {up} for {module}, the layer maps {shape[1]} "
+            f"to {shape[0]} features: the adapter was trained on another backbone"
+        )
+    if not 1 <= rank <= MAX_RANK:
+        raise IncrementError(f"{where} has rank {rank} at {module}: a rank must be in 1..{MAX_RANK}")
+    return rank
+
+
+def _check_saved(saved: list[str], sizes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    for name in saved:
+        if math.prod(sizes[name]) > 1 << 26:
+            raise IncrementError(f"{where} holds {name} of shape {sizes[name]}: no head is that large")
+
+
+def _pair(module: str, halves: Mapping[str, str], tensors: Mapping[str, Tensor], where: str) -> LowRankPair:
+    down, up = tensors[halves["A"]], tensors[halves["B"]]
+    if (
+        not (down.is_floating_point() and up.is_floating_point())
+        or min(map(Tensor.element_size, (down, up))) < 2
+    ):
+        raise IncrementError(
+            f"{where} holds {down.dtype} and {up.dtype} for {module}: "
+            "values must be floats of 16 bits or more"
+        )
+    return LowRankPair(down, up)

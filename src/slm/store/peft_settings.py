@@ -1,0 +1,156 @@
+"""What a PEFT adapter's ``adapter_config.json`` means: which scale each pair has, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from slm.errors import IncrementError, StoreError
+
+_MAX_BYTES = 1 << 20
+_PATTERNS_TIME_S = 5.0
+# Initialisations that leave the backbone's own weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# change them, so that the adapter means something on the changed ones only.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Settings that say how it was trained, or are read here. Any other one that is set is refused.
+_UNDERSTOOD = frozenset(
+    [
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+        "use_rslora",
+        "modules_to_save",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "megatron_config",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+    ]
+)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """A small JSON object from a file nobody vouches for.
+
+    Raises:
+        StoreError: it cannot be read.
+        IncrementError: it is too large, or no JSON object.
+    """
+    try:
+        size = file.stat().st_size
+        found = json.loads(file.read_bytes()) if size <= _MAX_BYTES else None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise IncrementError(f"{file} is not JSON: restore it from a copy") from error
+    if size > _MAX_BYTES:
+        raise IncrementError(f"{file} has {size} bytes, at most {_MAX_BYTES} are read: it is damaged")
+    if not isinstance(found, dict):
+        raise IncrementError(f"{file} must hold a JSON object, got a {type(found).__name__}: mend it")
+    return found
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings of a LoRA adapter.
+
+    Raises:
+        StoreError: the file cannot be read.
+        IncrementError: it is no LoRA adapter, or sets something under which PEFT computes more than s · B A.
+    """
+    settings = read_json_object(file)
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise IncrementError(
+            f"{file} has peft_type {kind!r}: only LORA can be imported, whose change of a layer is s · B A"
+        )
+    bias, start = settings.get("bias", "none"), settings.get("init_lora_weights", True)
+    odd = [name for name, value in settings.items() if value and name not in _UNDERSTOOD]
+    if bias != "none":
+        odd.append(f"bias = {bias!r}")
+    if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
+        odd.append(f"init_lora_weights = {start!r}")
+    if odd:
+        raise IncrementError(
+            f"{file} sets {', '.join(odd)}: that means more than a change of s · B A to the frozen weights, "
+            "train the adapter without it or convert it to plain LoRA"
+        )
+    return settings
+
+
+def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str) -> dict[str, float]:
+    """The factor s of each module, as PEFT computes it: alpha / r, or alpha / √r with rsLoRA.
+
+    Args:
+        ranks: module path -> rank of its tensors.
+        settings: of the adapter.
+        where: how a message calls their file.
+
+    Raises:
+        IncrementError: ranks disagree, an alpha is no number, or a pattern is no regular expression.
+    """
+    end = time.monotonic() + _PATTERNS_TIME_S
+    rank_of, alpha_of = (_patterns(settings, name, where) for name in ("rank_pattern", "alpha_pattern"))
+    scales = {}
+    for module, rank in ranks.items():
+        declared = _look_up(rank_of, module, settings.get("r", 8), end, where)
+        if type(declared) is not int or declared != rank:
+            raise IncrementError(
+                f"{where} says rank {declared!r} for {module}, its tensors have rank {rank}: they must agree"
+            )
+        alpha = _look_up(alpha_of, module, settings.get("lora_alpha", 8), end, where)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 1e9:
+            raise IncrementError(f"{where} has alpha {alpha!r} for {module}: it must be a number up to 1e9")
+        scales[module] = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return scales
+
+
+def _patterns(settings: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    found = settings.get(name) or {}
+    if not isinstance(found, dict) or len(found) > 4096 or any(len(pattern) > 1000 for pattern in found):
+        raise IncrementError(
+            f"{where} has a {name} that is not an object of at most 4096 patterns of 1000 letters: shorten it"
+        )
+    return found
+
+
+def _look_up(patterns: Mapping[str, Any], module: str, usual: object, end: float, where: str) -> Any:
+    """The value of the first pattern that a module's path ends in, as PEFT chooses it."""
+    for pattern, value in patterns.items():
+        try:
+            left_s = max(end - time.monotonic(), 1e-3)
+            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=left_s):
+                return value
+        except (regex.error, TimeoutError) as error:
+            reason = (
+                "is no regular expression" if isinstance(error, regex.error) else "takes too long to match"
+            )
+            raise IncrementError(
+                f"{where} has the pattern {pattern[:80]!r}, which {reason}: mend it"
+            ) from error
+    return usual

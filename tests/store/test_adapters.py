@@ -1,0 +1,308 @@
+"""Adapters that PEFT wrote, read without PEFT; and folders that only look like one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import time
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slm.errors import IncrementError, StoreError
+from slm.store.adapters import read_peft_adapter
+
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+)
+TOKENS = torch.arange(12).view(2, 6)
+# PEFT asks transformers for a property by its old name, and warns of what it saves.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(copy.deepcopy(CONFIG)).eval()  # PEFT may change a config
+
+
+def layers(model) -> dict[str, torch.nn.Linear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in n}
+
+
+SHAPES = {n: (m.out_features, m.in_features) for n, m in layers(llama()).items()}
+
+
+def trained(settings: LoraConfig, model=None) -> PeftModel:
+    """A PEFT model whose new weights are all random, as if trained."""
+    model = get_peft_model(model if model is not None else llama(), settings)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def read(folder):
+    return read_peft_adapter(folder, SHAPES, "model")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+        {"r": 16, "lora_alpha": 7, "target_modules": "all-linear"},
+        {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "use_rslora": True},
+        {"r": 2, "target_modules": r".*\.(0|2)\.mlp\.(up|down)_proj"},
+        {"r": 4, "target_modules": ["o_proj"], "layers_to_transform": [1]},
+        {"r": 4, "target_modules": "all-linear", "exclude_modules": ["down_proj"]},
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "target_modules": ["q_proj", "k_proj", "up_proj"],
+            "rank_pattern": {"q_proj": 7, r"layers\.1\.self_attn\.k_proj": 1},
+            "alpha_pattern": {r".*layers\.[02]\.mlp.*": 11},
+        },
+        {"r": 5, "rank_pattern": {"v_proj": 2}, "target_modules": ["v_proj", "o_proj"], "use_rslora": True},
+        {"r": 64, "target_modules": ["down_proj"], "init_lora_weights": "gaussian"},
+    ],
+)
+def test_an_adapter_gives_the_logits_that_peft_gives_however_its_layers_were_named(tmp_path, settings):
+    model = trained(LoraConfig(**settings))
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+    model.save_pretrained(tmp_path)
+    increment = read(tmp_path).increment
+    plain = llama()
+    with torch.no_grad():
+        frozen = plain(TOKENS).logits
+        for name, pair in increment.pairs.items():
+            plain.get_submodule(name).weight += increment.scale * pair.B @ pair.A
+        found = plain(TOKENS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - frozen).abs().max() > 1e-2
+
+
+def test_an_adapter_of_the_model_without_its_head_fits_the_one_with_it(tmp_path):
+    settings = LoraConfig(r=4, target_modules=["q_proj"])
+    trained(settings, llama().model).save_pretrained(tmp_path)
+    assert set(read(tmp_path).increment.pairs) == {f"model.layers.{i}.self_attn.q_proj" for i in range(3)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    trained(LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def refused(folder, error=(IncrementError, StoreError)) -> str:
+    with pytest.raises(error) as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "sets use_dora: that means more than a change of s · B A"),
+        ({"bias": "lora_only"}, "sets bias = 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, "sets init_lora_weights = 'pissa'"),
+        ({"init_lora_weights": "olora"}, "sets init_lora_weights = 'olora'"),
+        ({"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "sets layer_replication"),
+    ],
+)
+def test_variants_that_peft_writes_are_refused_by_their_name(tmp_path, settings, said):
+    trained(LoraConfig(r=4, target_modules=["q_proj"], **settings)).save_pretrained(tmp_path)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "embeddings saved with an adapter"),
+    ],
+)
+def test_embeddings_and_the_language_model_head_are_refused(tmp_path, settings, said):
+    trained(LoraConfig(r=4, **settings)).save_pretrained(tmp_path)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "ADALORA", "IA3", "OFT", "VERA", "", None, 7, ["LORA"]])
+def test_other_kinds_of_adapter_are_refused_by_their_name(folder, kind):
+    change_settings(folder, peft_type=kind)
+    assert f"has peft_type {kind!r}: only LORA can be imported" in refused(folder)
+
+
+def change_settings(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_tensors(folder, **changes):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for half, change in changes.items():
+        name = next(n for n in tensors if half in n)
+        found = change(tensors.pop(name))
+        if found is not None:
+            tensors[name] = found.contiguous()
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r": 2**30}, "says rank 1073741824 for model.layers.0"),
+        ({"r": "4"}, "says rank '4'"),
+        ({"lora_alpha": None}, "has alpha None"),
+        ({"lora_alpha": float("nan")}, "has alpha nan"),
+        ({"lora_alpha": 10**400}, "has alpha 1000"),
+        ({"rank_pattern": {"q_proj": 5}}, "says rank 5 for model.layers.0.self_attn.q_proj"),
+        ({"rank_pattern": ["q_proj"]}, "has a rank_pattern that is not an object"),
+        ({"alpha_pattern": {"(": 1}}, "has the pattern '(', which is no regular expression"),
+        ({"alpha_pattern": {"q" * 2000: 1}}, "has a alpha_pattern that is not an object of at most 4096"),
+        ({"lora_bias": True}, "sets lora_bias"),
+        ({"a_setting_of_tomorrow": {"x": 1}}, "sets a_setting_of_tomorrow"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(folder, changes, said):
+    change_settings(folder, **changes)
+    assert said in refused(folder, IncrementError)
+
+
+def test_a_pattern_that_would_match_for_ever_is_given_up(folder):
+    change_settings(folder, alpha_pattern={r"((\w|[a-z]|\.)+)+[!?]": 3})
+    begun = time.monotonic()
+    assert "takes too long to match" in refused(folder, IncrementError)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_A": lambda t: t[:2]}, "has lora_A (2, "),
+        ({"lora_A": lambda t: t[:, :-1]}, "trained on another backbone"),
+        ({"lora_B": lambda t: t[:-1]}, "trained on another backbone"),
+        ({"lora_A": lambda t: t.flatten()}, "trained on another backbone"),
+        ({"lora_A": lambda t: t[:0], "lora_B": lambda t: t[:, :0]}, "has rank 0"),
+        (
+            {"lora_A": lambda t: t.new_ones(1025, t.shape[1]), "lora_B": lambda t: t.new_ones(len(t), 1025)},
+            "1025",
+        ),
+        ({"lora_A": lambda t: None}, "has no lora_A for"),
+        ({"lora_B": lambda t: None}, "has no lora_B for"),
+        ({"lora_A": lambda t: t * torch.nan}, "holds NaN or infinity at"),
+        ({"lora_B": lambda t: t / 0}, "holds NaN or infinity at"),
+        ({"lora_A": lambda t: t.to(torch.int32)}, "values must be floats of 16 bits or more"),
+    ],
+)
+def test_tensors_that_cannot_be_meant_are_refused(folder, changes, said):
+    change_tensors(folder, **changes)
+    assert said in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "a DoRA adapter"),
+        ("base_model.model.model.embed_tokens.weight", "embeddings saved with an adapter"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "changed embeddings cannot be an increment"),
+        ("base_model.model.lm_head.weight", "a language-model head saved with an adapter"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.bias", "changed biases"),
+        ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", "has no lora_B"),
+        ("../../../etc/passwd", "it is no lora_A or lora_B weight of PEFT's"),
+        (".lora_A.weight", "it is no lora_A or lora_B weight of PEFT's"),
+        ("base_model.model..lora_A.weight", "it is no lora_A or lora_B weight of PEFT's"),
+    ],
+)
+def test_tensors_that_do_not_belong_are_refused(folder, name, said):
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(2, 2)}, file)
+    message = refused(folder)
+    assert said in message or "no linear layer of a block" in message
+
+
+def test_a_module_that_no_backbone_layer_matches_is_named(folder):
+    with pytest.raises(IncrementError, match=r"changes model\.layers\.0\.\w+\.\w+, which is no linear layer"):
+        read_peft_adapter(folder, {"other": (1, 1)}, "model")
+
+
+def test_the_same_layer_under_two_names_is_refused(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {n.replace(".model.model.", ".model."): t.clone() for n, t in tensors.items()}, file)
+    assert "twice: one pair per layer is needed" in refused(folder)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+def test_a_pickle_is_named_and_never_opened(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(_Bomb()))
+    assert "holds its weights as a pickle (adapter_model.bin), which is never opened" in refused(folder)
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps(_Bomb()))
+    assert "announces a header of" in refused(folder)
+
+
+def test_links_pipes_folders_and_nothing_are_refused(folder, tmp_path_factory):
+    model, secret = folder / "adapter_model.safetensors", tmp_path_factory.mktemp("secret") / "file"
+    secret.write_bytes(model.read_bytes())
+    model.unlink()
+    model.symlink_to(secret)
+    assert "is a link, which is not followed" in refused(folder)
+    model.unlink()
+    os.mkfifo(model)
+    assert "is not an adapter folder (no file adapter_model.safetensors)" in refused(folder)
+    model.unlink()
+    model.mkdir()
+    assert "is not an adapter folder" in refused(folder)
+    (folder / "adapter_config.json").unlink()
+    assert "is not an adapter folder (no file adapter_config.json)" in refused(folder)
+    assert "is not an adapter folder" in refused(folder / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 7,
+        (2**62).to_bytes(8, "little") + b"{}",
+        (2**26).to_bytes(8, "little") + b"{" * 100,
+        (2).to_bytes(8, "little") + b"[]",
+        (70).to_bytes(8, "little")
+        + b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'.ljust(70)
+        + b"\0" * 4,
+        (100).to_bytes(8, "little")
+        + b'{"x":{"dtype":"F32","shape":[99999999999,99999999999],"data_offsets":[0,4]}}'.ljust(100)
+        + b"\0" * 4,
+    ],
+)
+def test_bytes_that_are_no_safetensors_file_are_refused(folder, data):
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    message = refused(folder, StoreError)
+    assert "is not a safetensors file" in message or "announces a header" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "7", " " * 2_000_000])
+def test_settings_that_are_no_small_json_object_are_refused(folder, text):
+    (folder / "adapter_config.json").write_text(text)
+    message = refused(folder, IncrementError)
+    assert any(said in message for said in ("is not JSON", "must hold a JSON object", "are read"))
