@@ -125,9 +125,8 @@ class Backbone:
         if self.kind is BackboneKind.CAUSAL:
             inputs["position_ids"] = batch.positions
         if self.start_id is not None:
-            answers = batch.targets[:, :-1].masked_fill(
-                batch.targets[:, :-1] == IGNORED, self.renderer.pad_id
-            )
+            answers = batch.targets[:, :-1]
+            answers = answers.masked_fill(answers == IGNORED, self.renderer.pad_id)
             first = answers.new_full((len(answers), 1), self.start_id)
             inputs["decoder_input_ids"] = torch.cat([first, answers], dim=1)
         return inputs

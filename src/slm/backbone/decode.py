@@ -7,6 +7,7 @@ same while it is answered.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,7 @@ def _read_side_by_side(
     found = []
     for i, row in enumerate(tokens):
         ends = torch.tensor([0, *(len(label) - 1 for label in row)]).cumsum(0).tolist()
-        spans = [range(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        spans = [range(a, b) for a, b in itertools.pairwise(ends)]
         found.append([log_probs[i, span, y[1:]].sum() for span, y in zip(spans, row, strict=True)])
     return found
 

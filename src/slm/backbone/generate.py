@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,11 @@ def generate(
     index = torch.tensor(rows, device=backbone.device).repeat_interleave(copies)
     bound = index.repeat_interleave(decoding.num_beams)
     chosen = None if decoding.is_beam_search else _ChosenLogProbs()
-    with backbone.reparameterizer.selected(bound), torch.random.fork_rng():
+    with (
+        backbone.reparameterizer.selected(bound),
+        _only_tokens(backbone.model),
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(decoding.seed)
         output = backbone.model.generate(
             **_given(start, index, bound),
@@ -107,34 +112,37 @@ def _given(start: Prefill, index: Tensor, bound: Tensor) -> dict[str, Any]:
 
 
 def _settings(backbone: Backbone, max_new_tokens: int, decoding: DecodingConfig) -> GenerationConfig:
-    """Every setting that changes tokens, so that the model's own generation defaults cannot."""
-    own = backbone.model.generation_config
-    tokenizer_eos = backbone.renderer.tokenizer.eos_token_id
-    eos = own.eos_token_id if own.eos_token_id is not None else tokenizer_eos
-    eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer_eos}
+    """What ``generate`` is asked for, with every token that ends an answer."""
+    own = backbone.model.generation_config.eos_token_id
+    ends = {backbone.renderer.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     is_sampling = decoding.temperature is not None
+    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=is_sampling,
-        temperature=decoding.temperature if is_sampling else 1.0,
-        top_p=decoding.top_p if is_sampling else 1.0,
-        top_k=0 if is_sampling else 50,
         num_beams=decoding.num_beams,
         num_return_sequences=decoding.num_sequences if decoding.is_beam_search else 1,
-        length_penalty=1.0,
-        early_stopping=False,
-        min_length=0,
-        min_new_tokens=0,
-        repetition_penalty=1.0,
-        encoder_repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        encoder_no_repeat_ngram_size=0,
         pad_token_id=backbone.renderer.pad_id,
-        eos_token_id=sorted(eos),
-        decoder_start_token_id=backbone.start_id,
+        eos_token_id=sorted(ends),
         return_dict_in_generate=True,
         output_scores=decoding.is_beam_search,
+        **(sampling if is_sampling else {}),
     )
+
+
+@contextlib.contextmanager
+def _only_tokens(model: Any) -> Iterator[None]:
+    """Within the block the model's own generation defaults are its special tokens alone.
+
+    Its lengths, penalties and beams were chosen for what it could do before; they would bend answers.
+    """
+    own = model.generation_config
+    names = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in names})
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _read(backbone: Backbone, settings: GenerationConfig, new: Tensor, log_probs: Tensor) -> list[Generated]:

@@ -129,7 +129,7 @@ def _matrix_holders(prefix: str, block: nn.Module) -> Iterator[tuple[str, nn.Mod
 def _watch(
     model: nn.Module, stacks: Sequence[tuple[str, nn.ModuleList]], probe: Mapping[str, Tensor]
 ) -> dict[str, list[torch.Size]]:
-    """Input shapes of every linear layer that runs in a forward pass, by name, in the order of first calls."""
+    """Input shapes of every linear layer that runs in one pass, by name, in the order of first calls."""
     calls: dict[str, list[torch.Size]] = {}
 
     def note(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
