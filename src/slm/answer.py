@@ -18,6 +18,7 @@ class Answer:
             0 where there is no text.
         tasks: (task, weight) of the knowledge that was used, largest weight first; empty when abstaining.
         is_abstained: whether the row was found to belong to no task of the store.
+        others: further generated texts, where several were asked for.
     """
 
     text: str | None
@@ -25,6 +26,7 @@ class Answer:
     confidence: float
     tasks: tuple[tuple[str, float], ...]
     is_abstained: bool
+    others: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -277,6 +277,50 @@ class RetrievalConfig(_Config):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingConfig(_Config):
+    """How free text is written. Labels are scored, so nothing here changes them.
+
+    Assisted generation (a draft model, prompt lookup) is not offered: transformers runs it for one row at a
+    time, which would undo the batch.
+    """
+
+    num_beams: int = 1
+    """Beams per row; 1 is no beam search."""
+    num_sequences: int = 1
+    """Texts per row: the best beams, or samples."""
+    temperature: float | None = None
+    """Divides the logits before a token is sampled; None samples nothing and takes the likeliest."""
+    top_p: float = 1.0
+    """Samples only from the likeliest tokens that together reach this probability."""
+    seed: int = 0
+    """Seeds the samples of a batch; other batches give other samples."""
+
+    _ranges = {
+        "num_beams": (1, 64),
+        "num_sequences": (1, 64),
+        "temperature": (1e-3, 1e3),
+        "top_p": (1e-3, 1.0),
+    }
+
+    @property
+    def is_beam_search(self) -> bool:
+        """Whether several beams compete."""
+        return self.num_beams > 1
+
+    def _mistakes(self) -> Iterator[str]:
+        yield from _Config._mistakes(self)
+        if dict(self._mistyped()):
+            return
+        if self.is_beam_search and self.temperature is not None:
+            yield f"num_beams is {self.num_beams} and temperature {self.temperature:g}: set one of the two"
+        if self.num_sequences > 1 and self.temperature is None and self.num_sequences > self.num_beams:
+            yield (
+                f"num_sequences is {self.num_sequences} with num_beams {self.num_beams} and no temperature: "
+                "raise num_beams to at least as many, or set a temperature to sample"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearningConfig(_Config):
     """How a task is fine-tuned."""
 

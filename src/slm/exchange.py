@@ -24,7 +24,11 @@ from slm.store.values import tensors_to_bytes, write_adapter, write_bytes
 NOTES = "slm.json"
 """The file beside an export that names its tasks, weights, labels and heads."""
 
-_TASK_TYPES = {BackboneKind.ENCODER: "FEATURE_EXTRACTION", BackboneKind.CAUSAL: "CAUSAL_LM"}
+_TASK_TYPES = {
+    BackboneKind.ENCODER: "FEATURE_EXTRACTION",
+    BackboneKind.CAUSAL: "CAUSAL_LM",
+    BackboneKind.SEQUENCE_TO_SEQUENCE: "SEQ_2_SEQ_LM",
+}
 
 Tasks = str | Sequence[str] | Mapping[str, float]
 """One task, several in equal parts, or each with its weight."""

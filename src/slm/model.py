@@ -14,17 +14,18 @@ from torch import Tensor
 
 from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
-from slm.backbone.decode import prefill
+from slm.backbone.decode import Prefill, prefill
+from slm.backbone.generate import Generated, generate
 from slm.backbone.load import load_backbone, locate
 from slm.backbone.merge import unmerge
 from slm.backbone.prompts import Batch, Prompt, Row
 from slm.backbone.reparameterize import Mixture
-from slm.config import Config, RetrievalConfig
+from slm.config import Config, DecodingConfig, RetrievalConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
 from slm.increments.increment import Increment
 from slm.increments.pool import ByteCache, IncrementPool
-from slm.reading import SILENCE, read_labels, read_words, task_weights
+from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
 from slm.retrieval.keys import TaskKeys
@@ -265,6 +266,7 @@ class ScalableLM:
         max_new_tokens: int = 128,
         batch_size: int = 32,
         is_truncating: bool = False,
+        decoding: DecodingConfig | None = None,
     ) -> list[Answer]:
         """Answer questions of any task without being told which.
 
@@ -273,6 +275,7 @@ class ScalableLM:
             max_new_tokens: longest generated answer.
             batch_size: rows computed together; it changes the speed, not the answers.
             is_truncating: cut the middle out of an over-long question instead of refusing it.
+            decoding: beams or samples for free text; the likeliest token at every step by default.
 
         Returns:
             One answer per question, in order.
@@ -284,6 +287,7 @@ class ScalableLM:
         prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
         rows = self._rows(prompts, is_truncating)
         self._check_room(rows, max_new_tokens)
+        write = partial(self._write, max_new_tokens, decoding)
         answers: list[Answer | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         with self.backbone.lock, torch.inference_mode():
@@ -293,7 +297,7 @@ class ScalableLM:
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
                 texts = [_words(prompts[i]) for i in chosen]
-                for i, answer in zip(chosen, self._answer(batch, texts, max_new_tokens), strict=True):
+                for i, answer in zip(chosen, self._answer(batch, texts, write), strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -360,10 +364,14 @@ class ScalableLM:
         ]
 
     def _check_room(self, rows: Sequence[Row], max_new_tokens: int) -> None:
-        longest = max((len(row.prompt) for row in rows), default=0)
-        if self.backbone.kind is BackboneKind.CAUSAL and longest + max_new_tokens > self.backbone.window:
+        if self.backbone.kind is BackboneKind.ENCODER:
+            return
+        is_apart = self.backbone.renderer.is_apart
+        longest = 0 if is_apart else max((len(row.prompt) for row in rows), default=0)
+        if longest + max_new_tokens > self.backbone.window:
+            question = "" if is_apart else f" and the longest question has {longest} tokens"
             raise ConfigError(
-                f"max_new_tokens is {max_new_tokens} and the longest question has {longest} tokens, the "
+                f"max_new_tokens is {max_new_tokens}{question}, the "
                 f"window of the backbone holds {self.backbone.window}: lower max_new_tokens"
             )
 
@@ -465,7 +473,12 @@ class ScalableLM:
         finally:
             bound.release()
 
-    def _answer(self, batch: Batch, texts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+    def _write(
+        self, max_new_tokens: int, decoding: DecodingConfig | None, start: Prefill, rows: Sequence[int]
+    ) -> list[list[Generated]]:
+        return generate(self.backbone, start, rows, max_new_tokens, decoding)
+
+    def _answer(self, batch: Batch, texts: Sequence[str], write: Writer) -> list[Answer]:
         records = self._merged.mixture.records if self._merged else self._knowledge.records
         with self._adapting(batch, texts) as decided:
             if self.backbone.kind is BackboneKind.ENCODER:
@@ -474,7 +487,7 @@ class ScalableLM:
                 return read_labels(self.backbone.pooled(batch), decided[0], records, self._head)
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
-            return read_words(self.backbone, start, retrieved, records, max_new_tokens)
+            return read_words(self.backbone, start, retrieved, records, write)
 
     def _head(self, record: TaskRecord) -> Mapping[str, Tensor]:
         head = self._heads.get(record.commit_id)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slm.backbone.decode import generate, prefill, score_labels
+from slm.backbone.decode import prefill, score_labels
+from slm.backbone.generate import generate
 from slm.backbone.prompts import IGNORED
 
 PROMPTS = ["What is the capital of France?", "Name three colours of the rainbow, please.", "Is water wet?"]
@@ -33,7 +34,7 @@ def test_label_scores_are_the_log_probabilities_of_each_text_run_alone(smollm2, 
 
 def test_generating_from_the_prefill_equals_generating_from_the_prompt(smollm2, start):
     fast = generate(smollm2, start, [1, 0], 16)
-    for answer, prompt in zip(fast, (PROMPTS[1], PROMPTS[0]), strict=True):
+    for (answer,), prompt in zip(fast, (PROMPTS[1], PROMPTS[0]), strict=True):
         batch = smollm2.batch([smollm2.row(prompt, is_truncating=False, where="row")])
         with torch.no_grad():
             ids = smollm2.model.generate(

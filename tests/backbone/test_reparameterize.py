@@ -116,9 +116,7 @@ def test_a_batch_of_another_size_than_bound_is_refused():
     bound = Reparameterizer(net, NAMES)
     increments = [random_increment(2, 1), random_increment(2, 2)]
     bound.bind(Mixture(increments, torch.tensor([[0], [1]]), torch.ones(2, 1)))
-    with pytest.raises(
-        BackboneError, match=r"input of shape \(4, 6, 5\) while 2 rows are bound: beam search"
-    ):
+    with pytest.raises(BackboneError, match=r"input of shape \(4, 6, 5\) while 2 rows are bound: give one"):
         net(torch.randn(4, 6, 5))
 
 

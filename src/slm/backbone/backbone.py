@@ -16,9 +16,9 @@ from torch import Tensor
 
 from slm.backbone.heads import pool_mean, pool_words
 from slm.backbone.merge import Merge
-from slm.backbone.prompts import Batch, Prompt, Renderer, Row
+from slm.backbone.prompts import IGNORED, Batch, Prompt, Renderer, Row
 from slm.backbone.reparameterize import Reparameterizer
-from slm.backbone.targets import choose_targets, find_blocks, find_linear
+from slm.backbone.targets import choose_targets, find_linear, find_stacks
 from slm.config import BackboneConfig
 from slm.errors import BackboneError, ConfigError
 
@@ -30,6 +30,7 @@ class BackboneKind(str, enum.Enum):
 
     ENCODER = "encoder"
     CAUSAL = "causal"
+    SEQUENCE_TO_SEQUENCE = "sequence-to-sequence"
 
 
 class _QueryRead(Exception):  # noqa: N818 - control flow, not an error
@@ -41,10 +42,11 @@ class Backbone:
 
     Every linear layer of every block is wrapped once; with nothing bound it is the layer itself, so several
     stores may share one backbone. What is bound belongs to one request: hold ``lock`` from binding to answer.
+    Blocks are counted through encoder and decoder; the query is read from the encoder where there is one.
 
     Args:
         source: what the user called it.
-        kind: encoder or causal.
+        kind: encoder, causal or sequence-to-sequence.
         model: the transformers model, on its device.
         tokenizer: its tokenizer.
         config: window and prompt format.
@@ -56,29 +58,31 @@ class Backbone:
         self.source = source
         self.kind = kind
         self.model = model.eval().requires_grad_(False)
-        self.blocks = find_blocks(model)[1]
+        self.blocks = find_stacks(model)[0][1]
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
-        if kind is BackboneKind.CAUSAL and tokenizer.eos_token_id is None:
+        if kind is not BackboneKind.ENCODER and tokenizer.eos_token_id is None:
             raise BackboneError(
                 f"the tokenizer of {source!r} has no end token: set one in its tokenizer_config"
             )
-        self.window = int(getattr(model.config, "max_position_embeddings", None) or 512)
+        self.window = _window(model)
         if config.max_tokens is not None and config.max_tokens > self.window:
             raise ConfigError(
                 f"max_tokens is {config.max_tokens}, the window of {source!r} holds {self.window}: lower it"
             )
-        wanted = config.prompt_format
-        if wanted == "auto":
-            wanted = "chat" if tokenizer.chat_template else "plain"
-        prompt_format = "raw" if kind is BackboneKind.ENCODER else wanted
-        self.renderer = Renderer(tokenizer, prompt_format, config.max_tokens or min(self.window, 512))
+        self.start_id = _start_id(source, model) if kind is BackboneKind.SEQUENCE_TO_SEQUENCE else None
+        self.side = "left" if kind is BackboneKind.CAUSAL else "right"
+        self.renderer = _renderer(kind, tokenizer, config, self.window)
         self.fingerprint = _fingerprint(model, tokenizer)
-        self.side = "right" if kind is BackboneKind.ENCODER else "left"
-        self._linear = find_linear(model)
-        self.reparameterizer = Reparameterizer(model, [layer.name for layer in self._linear])
+        self._linear = find_linear(model, self._probe())
+        self.reparameterizer = Reparameterizer(model, [x.name for x in self._linear if x.is_bendable])
         self.merged: Merge | None = None  # set by `slm.backbone.merge` alone
         self.lock = threading.RLock()
+
+    def _probe(self) -> dict[str, Tensor]:
+        """Two short rows, to see which layers run on what."""
+        row = Row(tuple(self.renderer.tokenizer(_PROBE)["input_ids"][:3]), (0, 3))
+        return self.inputs(self.batch([row, row]))
 
     @property
     def num_channels(self) -> int:
@@ -87,7 +91,7 @@ class Backbone:
 
     @property
     def num_layers(self) -> int:
-        """The number of transformer blocks."""
+        """The number of blocks the query can be read from: all, or those of the encoder."""
         return len(self.blocks)
 
     def targets(self, which: str, first_block: int) -> list[str]:
@@ -114,10 +118,19 @@ class Backbone:
         return self.renderer.batch(rows, self.side).to(self.device)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """The keyword arguments of the model's forward that a batch stands for."""
+        """The keyword arguments of the model's forward that a batch stands for.
+
+        The decoder of a sequence-to-sequence model is given the start token and then the answers but
+        for their last token, so position i predicts ``batch.targets[:, i]``.
+        """
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         if self.kind is BackboneKind.CAUSAL:
             inputs["position_ids"] = batch.positions
+        if self.start_id is not None:
+            answers = batch.targets[:, :-1]
+            answers = answers.masked_fill(answers == IGNORED, self.renderer.pad_id)
+            first = answers.new_full((len(answers), 1), self.start_id)
+            inputs["decoder_input_ids"] = torch.cat([first, answers], dim=1)
         return inputs
 
     def hidden(self, batch: Batch) -> Float[Tensor, "B T C"]:
@@ -183,13 +196,48 @@ class Backbone:
             found.append(query)
             raise _QueryRead
 
+        inputs = self.inputs(batch)
+        inputs.pop("decoder_input_ids", None)
         with self.reading_query(batch, parts, stop), contextlib.suppress(_QueryRead):
-            self._base()(**self.inputs(batch))
+            self._reader()(**inputs)
         return found[0]
 
-    def _base(self) -> Any:
-        """The model without its language-model head."""
+    def _reader(self) -> Any:
+        """The part of the model that reads prompts: its encoder, or all but a language-model head."""
+        if self.kind is BackboneKind.SEQUENCE_TO_SEQUENCE:
+            return self.model.get_encoder()
         return getattr(self.model, self.model.base_model_prefix, self.model)
+
+
+def _renderer(kind: BackboneKind, tokenizer: Any, config: BackboneConfig, window: int) -> Renderer:
+    """How prompts are written: as they are for whatever has an encoder, else as configured."""
+    wanted = config.prompt_format
+    if wanted == "auto":
+        wanted = "chat" if tokenizer.chat_template else "plain"
+    prompt_format = wanted if kind is BackboneKind.CAUSAL else "raw"
+    is_apart = kind is BackboneKind.SEQUENCE_TO_SEQUENCE
+    return Renderer(tokenizer, prompt_format, config.max_tokens or min(window, 512), is_apart=is_apart)
+
+
+def _window(model: Any) -> int:
+    """The longest row in tokens; 512 where the model's config sets no limit.
+
+    Position tables that keep places for padding (RoBERTa's, say) hold that many rows less.
+    """
+    window = int(getattr(model.config, "max_position_embeddings", None) or 512)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            window = min(window, module.num_embeddings - module.padding_idx - 1)
+    return window
+
+
+def _start_id(source: str, model: Any) -> int:
+    """The token a decoder starts from."""
+    for config in (model.generation_config, model.config):
+        token = getattr(config, "decoder_start_token_id", None)
+        if token is not None:
+            return int(token)
+    raise BackboneError(f"backbone {source!r} has no decoder_start_token_id: set one in its config.json")
 
 
 def _fingerprint(model: Any, tokenizer: Any, num_samples: int = 512) -> str:

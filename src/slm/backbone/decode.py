@@ -1,12 +1,13 @@
-"""Reading answers from a causal backbone: scoring label texts, and free generation.
+"""Reading answers from a backbone that writes: one prefill, and scoring label texts from it.
 
-Both start from one prefill; its key-value cache and the bound mixture are kept, so a row is decided
-once and its knowledge stays the same while it is answered.
+The prefill's cache and the bound mixture are kept, so a row is decided once and its knowledge stays the
+same while it is answered.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Batch
+
+MAX_SEQUENCES = 64
+"""Label texts that a sequence-to-sequence backbone scores at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +30,30 @@ class Prefill:
     """What one pass over the prompts leaves behind.
 
     Attributes:
-        batch: the prompts, left-padded, (B, T).
+        batch: the prompts, (B, T), padded on the backbone's side.
         logits: (B, V) logits of the first answer token.
-        cache: the key-value cache of the prompts.
+        cache: the key-value cache of the prompts, or of the decoder's start token.
+        memory: (B, T, C) what the encoder of a sequence-to-sequence backbone made of the prompts.
     """
 
     batch: Batch
     logits: Float[Tensor, "B V"]
     cache: Any
+    memory: Float[Tensor, "B T C"] | None = None
 
 
 @torch.no_grad()
 def prefill(backbone: Backbone, batch: Batch) -> Prefill:
     """Run the prompts once, with whatever is (or gets) bound; logits only of the last position."""
-    output = backbone.model(**backbone.inputs(batch), use_cache=True, logits_to_keep=1)
+    if backbone.start_id is not None:
+        output = backbone.model(**backbone.inputs(batch), use_cache=True)
+        memory = output.encoder_last_hidden_state
+        return Prefill(batch, output.logits[:, -1], output.past_key_values, memory)
+    # A plain cache keeps every key, also of layers with a sliding window: the mask leaves out the far
+    # ones, and the cache can be cut and laid out anew.
+    output = backbone.model(
+        **backbone.inputs(batch), use_cache=True, past_key_values=DynamicCache(), logits_to_keep=1
+    )
     return Prefill(batch, output.logits[:, -1], output.past_key_values)
 
 
@@ -47,11 +63,8 @@ def score_labels(
 ) -> list[Float[Tensor, " Y"]]:
     """Log-probability of each candidate label text, end token included, for some rows of a prefill.
 
-    All candidates of a row are scored in one short pass: their tokens are laid side by side behind
-    the cached prompt, and a mask lets each see the prompt and its own beginning only.
-
     Args:
-        backbone: the causal backbone, with the mixture of the whole prefill bound.
+        backbone: causal or sequence-to-sequence, with the mixture of the whole prefill bound.
         start: the prefill.
         rows: which rows of the prefill to score.
         labels: candidate texts per row.
@@ -59,129 +72,134 @@ def score_labels(
     Returns:
         Per row, (Y,) float32 log-probabilities, one per candidate.
     """
-    encode = backbone.renderer.tokenizer
-    eos = int(encode.eos_token_id)
-    tokens = [[[*encode(y, add_special_tokens=False)["input_ids"], eos] for y in texts] for texts in labels]
+    tokens = [[backbone.renderer.answer_ids(text) for text in texts] for texts in labels]
     first = start.logits[list(rows)].float().log_softmax(-1)
-    width = max(sum(len(t) - 1 for t in row) for row in tokens)
-    later = _later_log_probs(backbone, start, rows, tokens, width) if width else None
-    scores = []
-    for i, row in enumerate(tokens):
-        at, row_scores = 0, []
-        for ids in row:
-            score = first[i, ids[0]]
-            if later is not None:
-                for offset, token in enumerate(ids[1:]):
-                    score = score + later[i, at + offset, token]
-            at += len(ids) - 1
-            row_scores.append(score)
-        scores.append(torch.stack(row_scores))
-    return scores
+    read = _read_side_by_side if start.memory is None else _read_apart
+    later = read(backbone, start, rows, tokens)
+    return [
+        torch.stack([first[i, ids[0]] + score for ids, score in zip(row, scores, strict=True)])
+        for i, (row, scores) in enumerate(zip(tokens, later, strict=True))
+    ]
 
 
-def _later_log_probs(
-    backbone: Backbone,
-    start: Prefill,
-    rows: Sequence[int],
-    tokens: Sequence[Sequence[Sequence[int]]],
-    width: int,
-) -> Float[Tensor, "B W V"]:
-    """Log-probabilities after every label token but the last, (B', W, V)."""
+Tokens = Sequence[Sequence[Sequence[int]]]
+"""Token ids of each candidate of each row."""
+
+
+def _read_apart(
+    backbone: Backbone, start: Prefill, rows: Sequence[int], tokens: Tokens
+) -> list[list[Float[Tensor, ""]]]:
+    """Log-probability of each candidate's later tokens, every candidate in a row of its own.
+
+    A decoder may count positions itself (T5 does), so candidates cannot share a row.
+    """
+    found: list[list[Tensor]] = [[] for _ in rows]
+    flat = [(i, ids) for i, row in enumerate(tokens) for ids in row]
+    for begin in range(0, len(flat), MAX_SEQUENCES):
+        chosen = flat[begin : begin + MAX_SEQUENCES]
+        width = max(len(ids) for _, ids in chosen) - 1
+        if not width:
+            for i, _ in chosen:
+                found[i].append(start.logits.new_zeros((), dtype=torch.float32))
+            continue
+        given = torch.full((len(chosen), width), backbone.renderer.pad_id)
+        for line, (_, ids) in enumerate(chosen):
+            given[line, : len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.long)
+        which = torch.tensor([rows[i] for i, _ in chosen], device=backbone.device)
+        with backbone.reparameterizer.selected(which):
+            output = backbone.model(
+                encoder_outputs=encoder_output(start, which),
+                attention_mask=start.batch.mask[which].long(),
+                decoder_input_ids=given.to(backbone.device),
+                past_key_values=cache_of(start, which),
+                use_cache=True,
+            )
+        log_probs = output.logits.float().log_softmax(-1)
+        for line, (i, ids) in enumerate(chosen):
+            found[i].append(log_probs[line, range(len(ids) - 1), ids[1:]].sum())
+    return found
+
+
+def _read_side_by_side(
+    backbone: Backbone, start: Prefill, rows: Sequence[int], tokens: Tokens
+) -> list[list[Float[Tensor, ""]]]:
+    """Log-probability of each candidate's later tokens, all candidates of a row in one short pass.
+
+    Their tokens are laid side by side behind the cached prompt, and a mask lets each see the prompt and
+    its own beginning only.
+    """
+    width = max(sum(len(ids) - 1 for ids in row) for row in tokens)
+    if not width:
+        zero = start.logits.new_zeros((), dtype=torch.float32)
+        return [[zero for _ in row] for row in tokens]
     index = torch.tensor(rows, device=backbone.device)
     past = start.batch.mask[index]
-    num_rows, num_past = past.shape
-    ids = torch.full((num_rows, width), backbone.renderer.pad_id, device=backbone.device)
+    num_past = past.shape[1]
+    ids = torch.full((len(rows), width), backbone.renderer.pad_id, device=backbone.device)
     positions = torch.zeros_like(ids)
-    sees = torch.zeros(num_rows, width, num_past + width, dtype=torch.bool, device=backbone.device)
+    sees = torch.zeros(*ids.shape, num_past + width, dtype=torch.bool, device=backbone.device)
     sees[:, :, :num_past] = past[:, None]
     sees[:, range(width), range(num_past, num_past + width)] = True
     for i, row in enumerate(tokens):
         at, length = 0, int(past[i].sum())
         for label in row:
             n = len(label) - 1
-            ids[i, at : at + n] = torch.tensor(label[:-1])
+            ids[i, at : at + n] = torch.tensor(label[:-1], dtype=torch.long)
             positions[i, at : at + n] = length + torch.arange(n)
             corner = slice(num_past + at, num_past + at + n)
             sees[i, at : at + n, corner] = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
             at += n
-    mask = torch.zeros(sees.shape, dtype=backbone.dtype, device=ids.device)
-    mask = mask.masked_fill(~sees, torch.finfo(backbone.dtype).min)[:, None]
+    key_positions = torch.cat([start.batch.positions[index], positions], dim=1)
     with backbone.reparameterizer.selected(index):
         output = backbone.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=_masks(backbone, sees, positions, key_positions),
             position_ids=positions,
-            past_key_values=_cache_of(start, rows, crop=0),
+            past_key_values=cache_of(start, index),
             use_cache=True,
         )
-    log_probs: Tensor = output.logits.float().log_softmax(-1)
-    return log_probs
+    log_probs = output.logits.float().log_softmax(-1)
+    found = []
+    for i, row in enumerate(tokens):
+        ends = torch.tensor([0, *(len(label) - 1 for label in row)]).cumsum(0).tolist()
+        spans = [range(a, b) for a, b in itertools.pairwise(ends)]
+        found.append([log_probs[i, span, y[1:]].sum() for span, y in zip(spans, row, strict=True)])
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """One generated answer.
+def _masks(backbone: Backbone, sees: Tensor, positions: Tensor, key_positions: Tensor) -> Any:
+    """What attention adds to its scores, (B, 1, W, S), one per sort of layer where the backbone has several.
 
-    Attributes:
-        text: the answer without special tokens.
-        confidence: geometric mean of the probabilities of its tokens, in 0..1.
+    Args:
+        backbone: gives dtype and sliding window.
+        sees: (B, W, S) which keys each token may see, windows aside.
+        positions: (B, W) of the tokens.
+        key_positions: (B, S) of the keys.
     """
+    config = backbone.model.config
 
-    text: str
-    confidence: float
+    def mask(visible: Tensor) -> Tensor:
+        zero = torch.zeros(visible.shape, dtype=backbone.dtype, device=visible.device)
+        return zero.masked_fill(~visible, torch.finfo(backbone.dtype).min)[:, None]
 
-
-class _Confidence:
-    """A logits processor that changes nothing and remembers how sure each greedy choice was."""
-
-    def __init__(self) -> None:
-        self.log_probs: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.log_probs.append(scores.float().log_softmax(-1).amax(-1))
-        return scores
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return mask(sees)
+    near = mask(sees & (positions[:, :, None] - key_positions[:, None, :] < window))
+    sorts = getattr(config, "layer_types", None)
+    return {"full_attention": mask(sees), "sliding_attention": near} if sorts else near
 
 
-@torch.no_grad()
-def generate(backbone: Backbone, start: Prefill, rows: Sequence[int], max_new_tokens: int) -> list[Generated]:
-    """Greedy answers for some rows of a prefill, through the model's own ``generate``.
-
-    The cached prompt is handed on (all but its last token, which ``generate`` runs again), and the
-    rows keep the mixture that was bound for them at prefill.
-    """
-    index = torch.tensor(rows, device=backbone.device)
-    prompt, mask = start.batch.ids[index], start.batch.mask[index].long()
-    confidence = _Confidence()
-    with backbone.reparameterizer.selected(index):
-        output = backbone.model.generate(
-            input_ids=prompt,
-            attention_mask=mask,
-            past_key_values=_cache_of(start, rows, crop=1),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=backbone.renderer.pad_id,
-            logits_processor=[confidence],
-        )
-    new = output[:, prompt.shape[1] :]
-    tokenizer = backbone.renderer.tokenizer
-    eos = int(tokenizer.eos_token_id)
-    log_probs = torch.stack(confidence.log_probs, dim=1)
-    answers = []
-    for ids, row in zip(new.tolist(), log_probs, strict=True):
-        used = ids.index(eos) + 1 if eos in ids else len(ids)
-        text = tokenizer.decode(ids[:used], skip_special_tokens=True).strip()
-        answers.append(Generated(text, float(row[:used].mean().exp())))
-    return answers
+def encoder_output(start: Prefill, rows: Tensor) -> Any:
+    """What the encoder made of some rows, as transformers hands it on."""
+    assert start.memory is not None
+    return BaseModelOutput(last_hidden_state=start.memory[rows])
 
 
-def _cache_of(start: Prefill, rows: Sequence[int], crop: int) -> Any:
+def cache_of(start: Prefill, rows: Tensor, crop: int = 0) -> Any:
     """A copy of the prefill's cache for some rows, without its last ``crop`` tokens."""
     cache = copy.deepcopy(start.cache)
-    cache.batch_select_indices(torch.tensor(rows, device=start.logits.device))
+    cache.batch_select_indices(rows)
     if crop:
         cache.crop(-crop)
     return cache

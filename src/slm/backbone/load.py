@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import inspect
 import os
 import shutil
 import tempfile
@@ -129,11 +130,8 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
             hf_config = transformers.AutoConfig.from_pretrained(path)
             kind = _kind(source, hf_config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            auto = (
-                transformers.AutoModelForCausalLM if kind is BackboneKind.CAUSAL else transformers.AutoModel
-            )
-            options = {} if kind is BackboneKind.CAUSAL else _without_pooler(hf_config)
-            model = auto.from_pretrained(path, dtype=dtype, **options)
+            auto = getattr(transformers, _AUTO_CLASSES[kind])
+            model = auto.from_pretrained(path, dtype=dtype, **_without_pooler(kind, hf_config))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
@@ -143,29 +141,40 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
     return Backbone(source, kind, model.to(device), tokenizer, config)
 
 
-def _without_pooler(hf_config: Any) -> dict[str, Any]:
-    return {"add_pooling_layer": False} if hf_config.model_type in ("bert", "roberta") else {}
+_AUTO_CLASSES = {
+    BackboneKind.ENCODER: "AutoModel",
+    BackboneKind.CAUSAL: "AutoModelForCausalLM",
+    BackboneKind.SEQUENCE_TO_SEQUENCE: "AutoModelForSeq2SeqLM",
+}
+
+
+def _without_pooler(kind: BackboneKind, hf_config: Any) -> dict[str, Any]:
+    """Leave out the pooler of an encoder that has one: heads read the mean of the hidden states."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if kind is not BackboneKind.ENCODER:
+        return {}
+    has_pooler = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(hf_config)]).parameters
+    return {"add_pooling_layer": False} if has_pooler else {}
 
 
 def _kind(source: str, hf_config: Any) -> BackboneKind:
-    """Encoder or causal, from transformers' own tables of what a config can be loaded as."""
+    """What a backbone is, from transformers' own tables of what a config can be loaded as."""
     from transformers.models.auto import modeling_auto as auto
 
-    if getattr(hf_config, "is_encoder_decoder", False):
-        raise BackboneError(
-            f"backbone {source!r} is a sequence-to-sequence model ({hf_config.model_type}), which this "
-            "version does not teach yet: use an encoder such as 'minilm' or a causal model such as 'smollm2'"
-        )
     architectures = " ".join(hf_config.architectures or ())
     is_causal = type(hf_config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING
     is_masked = type(hf_config) in auto.MODEL_FOR_MASKED_LM_MAPPING
-    if is_causal and (not is_masked or "CausalLM" in architectures or "LMHeadModel" in architectures):
+    if getattr(hf_config, "is_encoder_decoder", False):
+        if type(hf_config) in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return BackboneKind.SEQUENCE_TO_SEQUENCE
+    elif is_causal and (not is_masked or "CausalLM" in architectures or "LMHeadModel" in architectures):
         return BackboneKind.CAUSAL
-    if is_masked or type(hf_config) in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    elif is_masked or type(hf_config) in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return BackboneKind.ENCODER
     raise BackboneError(
-        f"backbone {source!r} has type {hf_config.model_type!r}, which is neither an encoder nor a causal "
-        "language model: use one of those"
+        f"backbone {source!r} has type {hf_config.model_type!r}, which is no encoder, causal or "
+        "sequence-to-sequence language model: use one of those"
     )
 
 

@@ -40,7 +40,7 @@ class Merge:
         _check(layers, increment)
         try:
             for name, pair in increment.pairs.items():
-                weight = layers[name].base.weight
+                weight = layers[name].weight
                 frozen = weight.data
                 weight.data = _merged(layers[name].base, pair, increment.scale)
                 self._frozen[name] = frozen
@@ -52,7 +52,7 @@ class Merge:
         """Put the frozen weights back: the very tensors that were there before."""
         while self._frozen:
             name, frozen = self._frozen.popitem()
-            self._layers[name].base.weight.data = frozen
+            self._layers[name].weight.data = frozen
 
 
 def merge(backbone: Backbone, increment: LowRank) -> Merge:
@@ -120,7 +120,7 @@ def _check(layers: Mapping[str, ReparameterizedLinear], increment: LowRank) -> N
                 f"an increment changes {name}, which is not re-parameterized in this backbone: "
                 "it was learned with other targets or another model"
             )
-        weight = layers[name].base.weight
+        weight = layers[name].weight
         if not weight.is_floating_point() or type(weight.data) is not Tensor:
             raise BackboneError(
                 f"{name} holds quantised weights, into which nothing can be merged exactly: "

@@ -43,14 +43,15 @@ class Batch:
         mask: (B, T) bool, false on padding.
         content: (B, T) bool, true where the user's own words are.
         positions: (B, T) int64, position of each token in its row.
-        targets: (B, T) int64, token ids to predict *at* each position (method section 4), else IGNORED.
+        targets: (B, T') int64, token ids to predict *at* each position (method section 4), else IGNORED.
+            T' is T, but for a sequence-to-sequence backbone the length of the answers, 0 without any.
     """
 
     ids: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     content: Bool[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
-    targets: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B _"]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -64,10 +65,14 @@ class Renderer:
         tokenizer: a transformers tokenizer.
         prompt_format: ``plain`` (text, newline, answer), ``chat`` (the tokenizer's template) or ``raw``
             (the text alone with the tokenizer's special tokens, for encoders).
-        max_tokens: longest row, answer included.
+        max_tokens: longest row, answer included; where prompt and answer are apart, longest of either.
+        is_apart: the answer is a sequence of its own, as in sequence-to-sequence backbones, and not the
+            continuation of the prompt.
     """
 
-    def __init__(self, tokenizer: Any, prompt_format: str, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt_format: str, max_tokens: int, *, is_apart: bool = False
+    ) -> None:
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise BackboneError(
                 "prompt_format 'chat' needs a tokenizer with a chat template, this one has none: use 'plain'"
@@ -75,10 +80,11 @@ class Renderer:
         self.tokenizer = tokenizer
         self.prompt_format = prompt_format
         self.max_tokens = max_tokens
+        self.is_apart = is_apart
         self.pad_id = next(
             int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
         )
-        self._frame = self._common_frame() if prompt_format != "raw" else (0, 0)
+        self._frame = self._common_frame() if is_apart or prompt_format != "raw" else (0, 0)
 
     def render(self, prompt: Prompt) -> str:
         """The prompt as the exact text the backbone sees (without special tokens the tokenizer adds)."""
@@ -127,41 +133,58 @@ class Renderer:
         if not any(text.strip() for text in texts):
             raise DataError(f"{where} is empty: give it some text")
         ids = self._ids(self.render(prompt))
-        answer: list[int] = []
-        if target is not None:
-            answer = list(self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
-            answer.append(int(self.tokenizer.eos_token_id))
-        if len(ids) + len(answer) > self.max_tokens:
+        answer = [] if target is None else self.answer_ids(target)
+        longest = max(len(ids), len(answer)) if self.is_apart else len(ids) + len(answer)
+        if longest > self.max_tokens:
             if not is_truncating:
                 raise DataError(
-                    f"{where} has {len(ids) + len(answer)} tokens, the window holds {self.max_tokens}: "
+                    f"{where} has {longest} tokens, the window holds {self.max_tokens}: "
                     "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
                 )
-            # An answer keeps its beginning, and at least half of the window; a prompt keeps both ends.
-            answer = answer[: self.max_tokens - min(len(ids), self.max_tokens // 2)]
-            longest = self.max_tokens - len(answer)
-            if len(ids) > longest:
-                ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
+            ids, answer = self._cut(ids, answer)
         before, after = self._frame
         content = (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
         return Row(tuple(ids), content, tuple(answer))
 
+    def answer_ids(self, target: str) -> list[int]:
+        """Token ids of an answer, end token included.
+
+        An answer that is a sequence of its own gets the special tokens the tokenizer gives a target.
+        """
+        if self.is_apart:
+            ids = list(self.tokenizer(text_target=target, verbose=False)["input_ids"])
+        else:
+            ids = list(self.tokenizer(target, add_special_tokens=False, verbose=False)["input_ids"])
+        eos = int(self.tokenizer.eos_token_id)
+        return ids if self.is_apart and ids[-1:] == [eos] else [*ids, eos]
+
+    def _cut(self, ids: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """An answer keeps its beginning, and at least half of a shared window; a prompt keeps both ends."""
+        if self.is_apart:
+            answer, longest = answer[: self.max_tokens], self.max_tokens
+        else:
+            answer = answer[: self.max_tokens - min(len(ids), self.max_tokens // 2)]
+            longest = self.max_tokens - len(answer)
+        if len(ids) > longest:
+            ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
+        return ids, answer
+
     def batch(self, rows: Sequence[Row], side: str) -> Batch:
-        """Pad rows to their longest, on the ``left`` (causal) or ``right`` (encoder) side."""
-        width = max(len(row.prompt) + len(row.target) for row in rows)
-        shape = (len(rows), width)
+        """Pad rows to their longest, on the ``left`` (causal) or ``right`` (others) side."""
+        sequences = [row.prompt if self.is_apart else row.prompt + row.target for row in rows]
+        shape = (len(rows), max(len(tokens) for tokens in sequences))
         ids = torch.full(shape, self.pad_id)
-        targets = torch.full(shape, IGNORED)
         mask, content = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
         positions = torch.zeros(shape, dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens = row.prompt + row.target
-            start = width - len(tokens) if side == "left" else 0
+        num_targets = max(len(row.target) for row in rows) if self.is_apart else shape[1]
+        targets = torch.full((len(rows), num_targets), IGNORED)
+        for i, (row, tokens) in enumerate(zip(rows, sequences, strict=True)):
+            start = shape[1] - len(tokens) if side == "left" else 0
             ids[i, start : start + len(tokens)] = torch.tensor(tokens)
             mask[i, start : start + len(tokens)] = True
             content[i, start + row.content[0] : start + row.content[1]] = True
             positions[i, start : start + len(tokens)] = torch.arange(len(tokens))
-            if row.target:
-                first = start + len(row.prompt) - 1  # the last prompt token predicts the first of the answer
-                targets[i, first : first + len(row.target)] = torch.tensor(row.target)
+            # The last prompt token predicts the first of an answer that continues it.
+            first = 0 if self.is_apart else start + len(row.prompt) - 1
+            targets[i, first : first + len(row.target)] = torch.tensor(row.target, dtype=torch.long)
         return Batch(ids, mask, content, positions, targets)

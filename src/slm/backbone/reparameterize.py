@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from slm.backbone.targets import LINEAR, num_features
 from slm.errors import BackboneError, IncrementError
 
 
@@ -121,7 +122,7 @@ class RowBinding:
         if x.ndim != 3 or x.shape[0] != self.down.shape[0]:
             raise BackboneError(
                 f"a layer got input of shape {tuple(x.shape)} while {self.down.shape[0]} rows are bound: "
-                "beam search and several sequences per row are not supported yet, ask with one"
+                "give one input per row, and select a row as often as it has beams or samples"
             )
         return torch.bmm(torch.bmm(x, self.down), self.up)
 
@@ -147,7 +148,7 @@ class LearningBinding(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Linear,
+        layer: nn.Module,
         rank: int,
         scale: float,
         dropout: float,
@@ -155,10 +156,10 @@ class LearningBinding(nn.Module):
         num_increments: int = 1,
     ) -> None:
         super().__init__()
-        bound = layer.in_features**-0.5
-        A = (torch.rand(num_increments * rank, layer.in_features, generator=seed) * 2 - 1) * bound
+        num_in, num_out = num_features(layer)
+        A = (torch.rand(num_increments * rank, num_in, generator=seed) * 2 - 1) * num_in**-0.5
         self.A = nn.Parameter(A)
-        self.B = nn.Parameter(torch.zeros(layer.out_features, num_increments * rank))
+        self.B = nn.Parameter(torch.zeros(num_out, num_increments * rank))
         self.rank = rank
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
@@ -193,9 +194,13 @@ class LearningBinding(nn.Module):
 
 
 class ReparameterizedLinear(nn.Module):
-    """A frozen linear layer plus whatever is bound to it; with nothing bound it is the layer itself."""
+    """A frozen linear layer plus whatever is bound to it; with nothing bound it is the layer itself.
 
-    def __init__(self, base: nn.Linear) -> None:
+    Args:
+        base: torch's linear layer, weight (O, I), or transformers' Conv1D, weight (I, O).
+    """
+
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         # In a tuple, so that torch does not take what is bound for a part of the backbone.
@@ -212,18 +217,21 @@ class ReparameterizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(O, I), the frozen weight; some models look at it."""
-        return self.base.weight
+        """The frozen weight as the layer keeps it, (O, I) or Conv1D's (I, O); some models look at it."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
         """(O,), the frozen bias."""
-        return self.base.bias
+        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
 
     @property
     def shape(self) -> tuple[int, int]:
         """(O, I), whatever the layout of the weight."""
-        return self.base.out_features, self.base.in_features
+        num_in, num_out = num_features(self.base)
+        return num_out, num_in
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """W x + bias, plus the bound change."""
@@ -243,7 +251,7 @@ class Reparameterizer:
             base = getattr(parent, leaf)
             if isinstance(base, ReparameterizedLinear):
                 wrapped = base
-            elif isinstance(base, nn.Linear):
+            elif isinstance(base, LINEAR):
                 wrapped = ReparameterizedLinear(base)
                 setattr(parent, leaf, wrapped)
             else:
@@ -270,7 +278,7 @@ class Reparameterizer:
                     "it was learned with other targets or another model"
                 )
         for name, layer in self.layers.items():
-            layer.bind(_gather(name, layer.base, mixture))
+            layer.bind(_gather(name, layer, mixture))
 
     def bind_each(self, bindings: Mapping[str, Binding]) -> None:
         """Bind one given binding per layer name, as learning does."""
@@ -296,22 +304,23 @@ class Reparameterizer:
                 layer.bind(kept[name])
 
 
-def _gather(name: str, base: nn.Linear, mixture: Mixture) -> Binding | None:
+def _gather(name: str, layer: ReparameterizedLinear, mixture: Mixture) -> Binding | None:
     """Stack the pairs a layer needs along the rank, with s · w folded into B."""
     if all(name not in increment.pairs for increment in mixture.increments):
         return None
-    device, dtype = base.weight.device, base.weight.dtype
+    device, dtype = layer.weight.device, layer.weight.dtype
+    num_in, num_out = num_features(layer.base)
     rank = max(increment.rank for increment in mixture.increments)
     downs, ups = [], []
     for increment in mixture.increments:
         pair = increment.pairs.get(name)
-        down = base.weight.new_zeros(base.in_features, rank)
-        up = torch.zeros(rank, base.out_features, device=device)
+        down = layer.weight.new_zeros(num_in, rank)
+        up = torch.zeros(rank, num_out, device=device)
         if pair is not None:
-            if pair.A.shape[1] != base.in_features or pair.B.shape[0] != base.out_features:
+            if pair.A.shape[1] != num_in or pair.B.shape[0] != num_out:
                 raise IncrementError(
                     f"increment at {name} maps {pair.A.shape[1]} to {pair.B.shape[0]} features, the layer "
-                    f"{base.in_features} to {base.out_features}: it belongs to another backbone"
+                    f"{num_in} to {num_out}: it belongs to another backbone"
                 )
             down[:, : increment.rank] = pair.A.T.to(device, dtype)
             up[: increment.rank] = pair.B.T.to(device, torch.float32) * increment.scale
@@ -321,10 +330,6 @@ def _gather(name: str, base: nn.Linear, mixture: Mixture) -> Binding | None:
     if mixture.is_shared:
         slots, weights = slots[:1], weights[:1]
     num_rows = slots.shape[0]
-    down = torch.stack(downs)[slots].permute(0, 2, 1, 3).reshape(num_rows, base.in_features, -1)
-    up = (
-        (torch.stack(ups)[slots] * weights[:, :, None, None])
-        .reshape(num_rows, -1, base.out_features)
-        .to(dtype)
-    )
+    down = torch.stack(downs)[slots].permute(0, 2, 1, 3).reshape(num_rows, num_in, -1)
+    up = (torch.stack(ups)[slots] * weights[:, :, None, None]).reshape(num_rows, -1, num_out).to(dtype)
     return SharedBinding(down[0], up[0]) if mixture.is_shared else RowBinding(down, up)

@@ -40,7 +40,7 @@ class LearningReport:
         num_epochs: epochs run.
         time_s: seconds from the first token to the commit.
         validation_score: on the validation split; None where there was none.
-        validation_metric: ``accuracy`` (encoder) or ``token accuracy`` (causal).
+        validation_metric: ``accuracy`` (encoder) or ``token accuracy`` (others).
         size_bytes: bytes the task takes in the store.
         key_history: how the loss of its keys fell; None for keys in closed form.
     """
@@ -213,7 +213,7 @@ def check_learnable(model: ScalableLM, task: Task) -> None:
     if model.backbone.kind is BackboneKind.ENCODER and task.kind is TaskKind.GENERATION:
         raise TaskError(
             f"task {task.name!r} asks for free text, which the encoder {model.backbone.source!r} cannot "
-            "write: use a causal backbone such as 'smollm2'"
+            "write: use a causal or sequence-to-sequence backbone, 'smollm2' say"
         )
 
 

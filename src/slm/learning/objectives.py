@@ -1,4 +1,4 @@
-"""The losses of method section 4: labels for encoders, answer tokens for causal backbones."""
+"""The losses of method section 4: labels for encoders, answer tokens for backbones that write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from slm.backbone.backbone import Backbone
+from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.heads import Head
 from slm.backbone.prompts import IGNORED, Batch
 
@@ -20,7 +20,7 @@ class Outcome:
 
     Attributes:
         loss: () float32, mean over what is counted.
-        num_correct: () int64, right labels (encoder) or right answer tokens (causal).
+        num_correct: () int64, right labels (encoder) or right answer tokens.
         num_counted: () int64, how many there were.
     """
 
@@ -48,13 +48,16 @@ def answer_objective(backbone: Backbone, batch: Batch) -> Outcome:
     """Token cross-entropy on the answers only; logits are computed from the first answer token on.
 
     Args:
-        backbone: a causal backbone with the increment bound.
-        batch: prompts and answers, left-padded, so all answers end in the last column.
+        backbone: a causal or sequence-to-sequence backbone with the increment bound.
+        batch: prompts and answers; for a causal backbone left-padded, so all answers end in the last column.
     """
-    columns = (batch.targets != IGNORED).any(0).nonzero()
-    num_kept = batch.targets.shape[1] - int(columns[0])
-    logits = backbone.model(**backbone.inputs(batch), logits_to_keep=num_kept, use_cache=False).logits
-    targets = batch.targets[:, -num_kept:]
+    targets = batch.targets
+    kept: dict[str, int] = {}
+    if backbone.kind is BackboneKind.CAUSAL:
+        columns = (targets != IGNORED).any(0).nonzero()
+        kept["logits_to_keep"] = targets.shape[1] - int(columns[0])
+        targets = targets[:, int(columns[0]) :]
+    logits = backbone.model(**backbone.inputs(batch), **kept, use_cache=False).logits
     is_counted = targets != IGNORED
     logits, targets = logits[is_counted].float(), targets[is_counted]
     loss = functional.cross_entropy(logits, targets)

@@ -153,7 +153,7 @@ class Learnable(nn.Module):
         )
 
     def head_tensors(self) -> dict[str, Tensor] | None:
-        """The learned head, detached, in float32 on the CPU; None for a causal backbone."""
+        """The learned head, detached, in float32 on the CPU; None for a backbone that writes."""
         if self.head is None:
             return None
         return {name: tensor.detach().float().cpu() for name, tensor in self.head.state_dict().items()}
@@ -282,7 +282,7 @@ def _arguments(
 def validation_score(
     learnable: Learnable, backbone: Backbone, rows: Sequence[TrainingRow], batch_size: int
 ) -> float | None:
-    """Share of right labels (encoder) or of right answer tokens (causal) on the validation split."""
+    """Share of right labels (encoder) or of right answer tokens (others) on the validation split."""
     if not rows:
         return None
     learnable.eval()
