@@ -242,7 +242,7 @@ def test_the_frozen_pass_reads_the_same_query_whatever_is_bound_above_or_beside(
     batch = batch_of(backbone, PROMPTS)
     parts = [(layer, pooling) for layer in (0, 1, backbone.num_layers) for pooling in ("mean", "first")]
     together = backbone.queries(batch, parts)
-    assert together.shape == (3, 3 * backbone.num_channels)
+    assert together.shape == (3, len(parts) * backbone.num_channels)
     assert float(together.std(0).min()) > 0  # every channel tells rows apart
     for i, prompt in enumerate(PROMPTS):
         assert_close(backbone.queries(batch_of(backbone, [prompt]), parts), together[i : i + 1])
