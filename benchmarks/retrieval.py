@@ -56,7 +56,7 @@ class Reading:
 
 READINGS = (
     Reading("minilm", "minilm", RetrievalConfig()),
-    Reading("minilm-means", "minilm", RetrievalConfig(layers=(1, 3, 5), pooling="mean")),
+    Reading("minilm-means", "minilm", RetrievalConfig(pooling="mean")),
     Reading("smollm2", "smollm2", RetrievalConfig()),
     Reading("smollm2-means", "smollm2", RetrievalConfig(pooling="mean")),
 )

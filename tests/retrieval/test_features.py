@@ -12,6 +12,7 @@ from slm.retrieval.features import first_bent_block, num_passes, query_layers, q
 def test_a_shallow_backbone_spends_a_frozen_pass_and_bends_every_block():
     config = RetrievalConfig()
     assert query_layers(config, 6) == (3, 5)
+    assert query_layers(RetrievalConfig(pooling="mean"), 6) == (1, 3, 5)
     assert num_passes(config, 6) == 2
     assert first_bent_block(config, 6) == 0
 

@@ -6,6 +6,7 @@ import pytest
 
 from slm.errors import StoreError
 from slm.store import Manifest, Store
+from slm.store.manifest import read_version, write_manifest
 from slm.store.migrations import FORMAT_VERSION, MIGRATIONS, pending_steps
 
 
@@ -23,18 +24,21 @@ def test_a_missing_folder_a_file_and_a_folder_that_is_no_store_are_told_apart(tm
 
 def test_a_store_of_a_newer_format_is_refused(store):
     file = store.path / "store.json"
-    file.write_text(json.dumps({"format": 2, "something": "else"}))
+    file.write_text(json.dumps({"format": FORMAT_VERSION + 1, "something": "else"}))
     with pytest.raises(StoreError) as caught:
         Store.open(store.path)
     assert str(caught.value) == (
-        f"{store.path} has store format 2, this slm reads up to 1: upgrade scalable-lm"
+        f"{store.path} has store format {FORMAT_VERSION + 1}, this slm reads up to {FORMAT_VERSION}: "
+        "upgrade scalable-lm"
     )
 
 
 @pytest.mark.parametrize("version", [0, -1])
 def test_a_format_that_never_was_is_refused(store, version):
     (store.path / "store.json").write_text(json.dumps({"format": version}))
-    with pytest.raises(StoreError, match=rf"has store format {version}, this slm reads 1\.\.1"):
+    with pytest.raises(
+        StoreError, match=rf"has store format {version}, this slm reads 1\.\.{FORMAT_VERSION}"
+    ):
         Store.open(store.path)
 
 
@@ -62,3 +66,11 @@ def test_a_config_json_cannot_hold_makes_no_store(tmp_path):
 def test_every_older_format_has_a_step_and_the_current_one_needs_none(store):
     assert sorted(MIGRATIONS) == list(range(1, FORMAT_VERSION))
     assert pending_steps(FORMAT_VERSION, store.path) == []
+
+
+def test_a_store_of_the_first_format_is_opened_as_one_whose_queries_are_means(store):
+    config = {"retrieval": {"top_k": 3}}
+    write_manifest(store.path, Manifest("minilm", "0" * 64, config), 1)
+    opened = Store.open(store.path)
+    assert opened.manifest.config["retrieval"] == {"pooling": "mean", "top_k": 3}
+    assert read_version(store.path) == FORMAT_VERSION

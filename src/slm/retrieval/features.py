@@ -20,8 +20,8 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
     """Layers whose hidden states make the query, lowest first (method section 2c).
 
     The defaults were measured (``docs/results/retrieval.md``): a shallow backbone spends a frozen pass and
-    reads a half and five sixths of its depth; a deep one reads only its first layers, so that the rest can
-    bend.
+    reads a half and five sixths of its depth, and a sixth too where means are all it reads; a deep one reads
+    only its first layers, so that the rest can bend.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -35,7 +35,8 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
     if num_layers >= DEEP:
         last = max(2, round(num_layers / 7.5))
         return (last // 2, last)
-    return tuple(sorted({max(1, round(num_layers * part / 6)) for part in (3, 5)}))
+    parts = (1, 3, 5) if config.pooling == "mean" else (3, 5)
+    return tuple(sorted({max(1, round(num_layers * part / 6)) for part in parts}))
 
 
 def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, str], ...]:

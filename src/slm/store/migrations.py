@@ -1,20 +1,33 @@
 """The store's format version, and the steps that lead an older store to it.
 
-Version 1 is the first, so there is no step yet. A step is a function of the store's folder; it runs
-under the writer's lock, in the order of its key, can be run again after being cut short, and writes
-``store.json`` with its new number last.
+A step is a function of the store's folder; it runs under the writer's lock, in the order of its key, can be
+run again after being cut short, and writes ``store.json`` with its new number last.
+
+1 to 2: the default of ``retrieval.pooling`` changed. A store of version 1 never wrote it down; its queries
+are means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from slm.errors import StoreError
+from slm.store.manifest import read_manifest, write_manifest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-MIGRATIONS: Mapping[int, Callable[[Path], None]] = {}
+
+def _name_the_pooling(path: Path) -> None:
+    """Write down that the queries of a store of version 1 are means."""
+    manifest = read_manifest(path)
+    retrieval = manifest.config.get("retrieval")
+    settings = {"pooling": "mean", **(retrieval if isinstance(retrieval, dict) else {})}
+    write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 2)
+
+
+MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _name_the_pooling}
 """Version found on disk -> the step that turns it into the next version."""
 
 
