@@ -59,7 +59,8 @@ class Family:
     frozen: tuple[str, ...] = ()
 
 
-_BERT = tuple(f"attention.self.{x}" for x in ("query", "key", "value")) + (
+_BERT = (
+    *(f"attention.self.{x}" for x in ("query", "key", "value")),
     "attention.output.dense",
     "intermediate.dense",
     "output.dense",
@@ -76,7 +77,9 @@ def _bert(name: str, **settings: Any) -> Family:
 def _llama(name: str, config: str | None = None, **settings: Any) -> Family:
     layers = (_LLAMA,), (("self_attn.o_proj",),)
     shape = {**_GROUPED, **settings}
-    return Family(f"{config or name}Config", f"{name}ForCausalLM", "causal", shape, ("model.layers",), *layers)
+    return Family(
+        f"{config or name}Config", f"{name}ForCausalLM", "causal", shape, ("model.layers",), *layers
+    )
 
 
 _MIXED_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -229,9 +232,7 @@ def tokenizer(template: str) -> Any:
         show_progress=False,
     )
     raw.train_from_iterator(texts(), trainer)
-    raw.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(BEGIN, 1), (END, 2)]
-    )
+    raw.post_processor = processors.TemplateProcessing(single=template, special_tokens=[(BEGIN, 1), (END, 2)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token=PAD, bos_token=BEGIN, eos_token=END, mask_token=MASK
     )
