@@ -98,6 +98,21 @@ def smollm2():
 
 
 @pytest.fixture(scope="session")
+def small_t5_folder(tmp_path_factory):
+    """A small T5 trained on packaged texts, as a folder that transformers loads."""
+    from tests.backbone.trained_t5 import train_t5
+
+    folder = tmp_path_factory.mktemp("models") / "small-t5"
+    train_t5(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_t5(small_t5_folder):
+    return load_backbone(str(small_t5_folder), BackboneConfig(dtype="float32", max_tokens=128))
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory, minilm, languages, moods):
     """MiniLM taught two tasks."""
     model = ScalableLM.create(tmp_path_factory.mktemp("encoder") / "store", minilm, config(6))

@@ -1,0 +1,49 @@
+"""``docs/backbones.md`` shows what the tests of the families cover, no more and no less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.backbone import test_families
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+
+
+def tested() -> set[tuple[str, str]]:
+    """(family, feature) of every test."""
+    found = set()
+    for test in vars(test_families).values():
+        marks: dict[str, Any] = {mark.name: mark for mark in getattr(test, "pytestmark", ())}
+        if "feature" in marks:
+            found |= {(family, marks["feature"].args[0]) for family in marks["parametrize"].args[1]}
+    return found
+
+
+def shown() -> dict[tuple[str, str], str]:
+    """The cells of the page's table, those that do not apply left out."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    features = lines[0][1:]
+    return {
+        (family, feature): cell
+        for family, *cells in lines[2:]
+        for feature, cell in zip(features, cells, strict=True)
+        if cell != "–"
+    }
+
+
+def test_the_page_shows_every_family_and_feature_that_is_tested_and_each_passes():
+    cells = shown()
+    assert set(cells) == tested()
+    assert set(cells.values()) == {"✓"}
+
+
+def test_the_table_is_made_from_outcomes():
+    from benchmarks.backbone_matrix import table
+
+    cells = {("A", "one"): "passed", ("A", "two"): "failed", ("B", "one"): "skipped"}
+    assert table(cells).splitlines()[2:] == ["| A | ✓ | ✗ |", "| B | skipped | – |"]
