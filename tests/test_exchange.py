@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -150,6 +151,7 @@ def test_while_merged_whatever_takes_the_frozen_weights_is_refused(encoder, lang
             "above 0 with the sum 1, got moods=0.5, languages=0.6",
         ),
         ({"moods": 1.5, "languages": -0.5}, ConfigError, "above 0 with the sum 1"),
+        ({"moods": "all"}, ConfigError, "above 0 with the sum 1, got moods='all'"),
         ({"moods": float("nan")}, ConfigError, "above 0 with the sum 1, got moods=nan"),
     ],
 )
@@ -269,13 +271,13 @@ def test_an_encoders_export_comes_back_and_answers_as_before(encoder, minilm, la
     assert other.store.check() == []
 
 
-def trained_by_peft(model, backbone, pairs, settings, num_steps=20) -> PeftModel:
+def trained_by_peft(model, backbone, pairs, settings, num_steps=12) -> PeftModel:
     """An adapter that PEFT trains for a few steps, as anybody would."""
     torch.manual_seed(0)
     adapted = get_peft_model(model, settings)
     rows = [backbone.row(q, a, is_truncating=False, where="row") for q, a in pairs]
     batch = backbone.batch(rows)
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(num_steps):
         logits = adapted(**backbone.inputs(batch)).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
@@ -287,13 +289,7 @@ def trained_by_peft(model, backbone, pairs, settings, num_steps=20) -> PeftModel
 
 ANIMALS = [
     (f"which animal says {noise}?", animal)
-    for noise, animal in (
-        ("moo", "cow"),
-        ("woof", "dog"),
-        ("meow", "cat"),
-        ("oink", "pig"),
-        ("neigh", "horse"),
-    )
+    for noise, animal in (("moo", "cow"), ("woof", "dog"), ("meow", "cat"))
 ]
 
 
@@ -316,11 +312,11 @@ def farm_task():
 
 
 def test_an_adapter_that_peft_trained_is_imported_routed_to_and_mixed_with_learned_tasks(
-    tmp_path, smollm2, sums, farm, farm_task
+    tmp_path, causal, smollm2, sums, farm, farm_task
 ):
     folder, logits = farm
-    model = ScalableLM.create(tmp_path / "store", smollm2, settings(is_abstaining=False))
-    model.learn(sums, num_epochs=1)
+    shutil.copytree(causal.store.path, tmp_path / "store")
+    model = ScalableLM.open(tmp_path / "store", smollm2)
     assert not model._is_two_pass
     before = digests(tmp_path / "store" / "tasks")
     report = model.import_adapter(folder, farm_task)
@@ -328,16 +324,15 @@ def test_an_adapter_that_peft_trained_is_imported_routed_to_and_mixed_with_learn
     assert before.items() <= digests(tmp_path / "store" / "tasks").items()
     torch.testing.assert_close(bound_outputs(model, {"farm": 1.0}), logits, rtol=0, atol=2e-4)
 
-    questions = [
-        q for pair in zip(ANIMALS, sums.examples, strict=False) for q in (pair[0][0], pair[1].prompt)
-    ]
-    mixed = model.ask(questions, max_new_tokens=4)
+    both = zip(ANIMALS, sums.examples, strict=False)
+    questions = [question for (own, _), other in both for question in (own, other.prompt)]
+    names = [record.name for record in model.tasks]
+    mixed = model.restricted(names, is_abstaining=False).ask(questions, max_new_tokens=4)
     assert [a.tasks[0][0] for a in mixed] == ["farm", "sums"] * len(ANIMALS)
     assert [a.text for a in mixed[::2]] == [animal for _, animal in ANIMALS]
-    for question, answer in zip(questions, mixed, strict=True):
-        assert model.ask(question, max_new_tokens=4)[0].text == answer.text
-    again = ScalableLM.open(tmp_path / "store", smollm2)
-    same_answers(again.ask(questions, max_new_tokens=4), mixed)
+    again = ScalableLM.open(tmp_path / "store", smollm2).restricted(names, is_abstaining=False)
+    alone = [again.ask(question, max_new_tokens=4)[0] for question in questions]
+    same_answers(alone, mixed)
 
 
 def test_an_imported_adapter_that_bends_the_querys_own_layers_is_whole_and_its_keys_are_still_frozen(

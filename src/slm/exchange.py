@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.merge import Merge, merge, save_merged
@@ -87,10 +88,14 @@ def fix_mixture(store: Store, tasks: Tasks) -> FixedMixture:
         raise TaskError(
             f"tasks to put together must be at least one and each once, got {names}: correct them"
         )
-    equal = 1 / len(names)
-    weights = [float(tasks[n]) if isinstance(tasks, Mapping) else equal for n in names]
-    if not all(0 < w <= 1 for w in weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
-        shown = ", ".join(f"{n}={w:g}" for n, w in zip(names, weights, strict=True))
+    weights = list(tasks.values()) if isinstance(tasks, Mapping) else [1 / len(names)] * len(names)
+    are_numbers = all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in weights)
+    if (
+        not are_numbers
+        or not all(0 < w <= 1 for w in weights)
+        or not math.isclose(sum(weights), 1, abs_tol=1e-6)
+    ):
+        shown = ", ".join(f"{n}={w!r}" for n, w in zip(names, weights, strict=True))
         raise ConfigError(f"weights must be above 0 with the sum 1, got {shown}: correct them")
     records = [store.task(name) for name in names]
     for record in records:
@@ -192,7 +197,6 @@ def _appearing(folder: Path) -> Iterator[Path]:
             (scratch / "export").rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise StoreError(
-            f"nothing can be written at {folder} ({error.strerror}): choose another folder"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StoreError(f"nothing can be written at {folder} ({reason}): choose another folder") from error

@@ -236,3 +236,39 @@ def test_learn_draws_the_loss_of_learned_keys(slm, tmp_path, data):
     assert learned.code == 0
     assert len(json.loads(learned.out)["key_history"]["losses"]) == 20
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_writes_an_adapter_or_a_checkpoint_and_import_takes_an_adapter(slm, scratch, data, tmp_path):
+    made = document(slm("export", scratch, "films", "-o", tmp_path / "adapter", "--json"))
+    assert (made["folder"], made["format"]) == (str(tmp_path / "adapter"), "peft")
+    assert made["files"] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "head.safetensors",
+        "slm.json",
+    ]
+    whole = slm("export", scratch, "films=1.0", "-o", tmp_path / "whole", "--merged")
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.startswith(f"wrote films to {tmp_path / 'whole'}\n")
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+
+    examples = data / "films" / "train.jsonl"
+    report = document(slm("import", scratch, tmp_path / "adapter", "--examples", examples, "--json"))
+    assert (report["task"], report["kind"], report["num_examples"]) == ("adapter", "classification", 24)
+    again = slm(
+        "import",
+        scratch,
+        tmp_path / "adapter",
+        "--examples",
+        examples,
+        "--name",
+        "more",
+        "--labels",
+        "bad, good",
+    )
+    assert (again.code, again.err) == (0, "")
+    assert again.out.startswith("imported more (classification, found by 24 examples)\nrank 8 on ")
+    names = ["films", "adapter", "more"]
+    assert [task["task"] for task in document(slm("tasks", scratch, "--json"))] == names
+    for name in names[1:]:
+        assert slm("forget", scratch, name).code == 0

@@ -328,3 +328,35 @@ def test_keys_that_are_not_trained_cannot_be_drawn_and_nothing_is_learned(slm, s
     assert result.code == 1
     assert result.err.startswith("slm: keys of the gaussian form are computed, not trained")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_or_only_half_given_are_refused(slm, store, tmp_path):
+    for tasks in (("films=x",), ("films=0.5", "other")):
+        assert_refused(
+            slm("export", store, *tasks, "-o", tmp_path / "out"),
+            f"tasks {', '.join(tasks)} have weights that are no numbers: write each as NAME=WEIGHT, such as "
+            "billing=0.7 legal=0.3, or none",
+        )
+    assert_refused(
+        slm("export", store, "films", "films", "-o", tmp_path / "out"),
+        "tasks films, films name one twice: give each once",
+    )
+    assert_refused(
+        slm("export", store, "films=0.5", "-o", tmp_path / "out"),
+        "weights must be above 0 with the sum 1, got films=0.5: correct them",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_adapter_is_refused(slm, store, films, tmp_path):
+    assert_refused(
+        slm("import", store, tmp_path, "--examples", films, "--name", "new"),
+        f"{tmp_path} is not an adapter folder (no file adapter_config.json): "
+        "it needs adapter_config.json and adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    assert_refused(
+        slm("import", store, tmp_path, "--examples", films, "--name", "new"),
+        f"{tmp_path / 'adapter_config.json'} has peft_type 'LOHA': only LORA can be imported, whose "
+        "change of a layer is s · B A",
+    )

@@ -88,7 +88,7 @@ def save_merged(backbone: Backbone, increment: LowRank, folder: Path) -> None:
     """
     merge(backbone, increment)
     try:
-        with _unwrapped(backbone.model, backbone.reparameterizer.layers):
+        with _unwrapped(backbone.model, backbone.reparameterizer.layers), _without_bar():
             backbone.model.save_pretrained(folder)
         backbone.renderer.tokenizer.save_pretrained(folder)
     finally:
@@ -105,6 +105,20 @@ def _unwrapped(model: nn.Module, layers: Mapping[str, ReparameterizedLinear]) ->
     finally:
         for name, layer in layers.items():
             _put(model, name, layer)
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Within the block transformers shows no bar of its own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
