@@ -197,8 +197,11 @@ class RetrievalConfig(_Config):
     extractor: str = "backbone"
     """``backbone`` (hidden states of the frozen model) or ``sentence`` (a sentence-transformers model)."""
     layers: tuple[int, ...] | None = None
-    """Layers whose mean hidden states are concatenated to the query, 1 being the first block's output;
-    None picks the measured default for the backbone's depth."""
+    """Layers whose hidden states are concatenated to the query, 1 being the first block's output; None
+    picks the measured default for the backbone's depth."""
+    pooling: str = "ends"
+    """``ends`` reads the mean of the words after each of ``layers``, the last word and the first ones, each
+    as signed square roots of unit norm; ``mean`` reads the means alone."""
     num_passes: int | None = None
     """1 reads the query inside the one forward pass, so increments act only above the last of
     ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for
@@ -214,8 +217,9 @@ class RetrievalConfig(_Config):
     increment; the paper drops none (0)."""
     temperature: float = 1.0
     """Divides the log-densities before the softmax; the ``cosine`` form raises similarities to 1 over it."""
-    false_refusal_rate: float = 0.01
-    """Share of a task's own rows that abstention may refuse (method section 2d)."""
+    false_refusal_rate: float | None = None
+    """Share of a task's own rows that abstention may refuse (method section 2d); None is 0.01 where the
+    frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
     index: str = "auto"
@@ -225,6 +229,7 @@ class RetrievalConfig(_Config):
     _choices = {
         "form": ("gaussian", "cosine"),
         "extractor": ("backbone", "sentence"),
+        "pooling": ("ends", "mean"),
         "index": ("auto", "exact", "vector"),
     }
     _ranges = {

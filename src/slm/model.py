@@ -18,13 +18,13 @@ from slm.backbone.decode import prefill
 from slm.backbone.load import load_backbone, locate
 from slm.backbone.prompts import Batch, Prompt, Row
 from slm.backbone.reparameterize import Mixture
-from slm.config import Config
+from slm.config import Config, RetrievalConfig
 from slm.errors import ConfigError, StoreError, TaskError
 from slm.increments.increment import Increment
 from slm.increments.pool import IncrementPool
 from slm.reading import SILENCE, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
-from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_layers
+from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
@@ -63,7 +63,7 @@ class ScalableLM:
         self.store = store
         self.backbone = backbone
         self.config = config
-        self.layers = query_layers(config.retrieval, backbone.num_layers)
+        self.parts = query_parts(config.retrieval, backbone.num_layers)
         self._is_two_pass = num_passes(config.retrieval, backbone.num_layers) == 2
         first = first_bent_block(config.retrieval, backbone.num_layers)
         self.targets = tuple(backbone.targets(config.increments.targets, first))
@@ -99,8 +99,8 @@ class ScalableLM:
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
-            layers = query_layers(config.retrieval, loaded.num_layers)
-            check_groups(len(layers) * loaded.num_channels, config.retrieval.cosine.num_groups)
+            parts = query_parts(config.retrieval, loaded.num_layers)
+            check_groups(len(parts) * loaded.num_channels, config.retrieval.cosine.num_groups)
         manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
         return cls(Store.create(path, manifest), loaded, config)
 
@@ -273,7 +273,7 @@ class ScalableLM:
                     queries = self._extractor([_words(questions[i]) for i in chosen])
                 else:
                     batch = self.backbone.batch([rows[i] for i in chosen])
-                    queries = self.backbone.queries(batch, self.layers).cpu()
+                    queries = self.backbone.queries(batch, self.parts).cpu()
                 for i, query in zip(chosen, queries, strict=True):
                     found[i] = query
         return torch.stack(found)
@@ -302,10 +302,18 @@ class ScalableLM:
         retriever = Retriever(
             [self._keys[record.commit_id] for record in records],
             self.store.scatter_sum(records),
-            self.config.retrieval,
+            self._retrieval(),
             lambda number: self.store.scatter(records[number]),
         )
         return Knowledge(version, tuple(records), retriever)
+
+    def _retrieval(self) -> RetrievalConfig:
+        """DTKR's settings, the false-refusal rate decided."""
+        config = self.config.retrieval
+        if config.false_refusal_rate is not None:
+            return config
+        can_answer = self.backbone.kind is not BackboneKind.ENCODER
+        return replace(config, false_refusal_rate=0.01 if can_answer else 0.001)
 
     def _refresh(self) -> None:
         """Take in what other processes have committed or forgotten since."""
@@ -350,10 +358,10 @@ class ScalableLM:
                 decide(self._extractor(texts))
                 yield decided
             elif self._is_two_pass:
-                decide(self.backbone.queries(batch, self.layers))
+                decide(self.backbone.queries(batch, self.parts))
                 yield decided
             else:
-                with self.backbone.reading_query(batch, self.layers, decide):
+                with self.backbone.reading_query(batch, self.parts, decide):
                     yield decided
         finally:
             bound.release()

@@ -51,9 +51,11 @@ def test_the_query_excludes_what_every_prompt_shares(smollm2):
 
 
 def test_queries_do_not_depend_on_padding(smollm2, minilm):
+    poolings = ("mean", "even-mean", "last", "first")
     for backbone, layers in ((smollm2, (2, 4)), (minilm, (0, 1, 3))):
+        parts = [(layer, pooling) for layer in layers for pooling in poolings]
         rows = [backbone.row(prompt, is_truncating=False, where="row") for prompt in PROMPTS]
-        together = backbone.queries(backbone.batch(rows), layers)
+        together = backbone.queries(backbone.batch(rows), parts)
         for i, row in enumerate(rows):
-            alone = backbone.queries(backbone.batch([row]), layers)
+            alone = backbone.queries(backbone.batch([row]), parts)
             torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-4)

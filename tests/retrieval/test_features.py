@@ -6,12 +6,12 @@ import pytest
 
 from slm.config import RetrievalConfig
 from slm.errors import ConfigError
-from slm.retrieval.features import first_bent_block, num_passes, query_layers
+from slm.retrieval.features import first_bent_block, num_passes, query_layers, query_parts
 
 
 def test_a_shallow_backbone_spends_a_frozen_pass_and_bends_every_block():
     config = RetrievalConfig()
-    assert query_layers(config, 6) == (1, 3, 5)
+    assert query_layers(config, 6) == (3, 5)
     assert num_passes(config, 6) == 2
     assert first_bent_block(config, 6) == 0
 
@@ -33,3 +33,13 @@ def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
         ConfigError, match=r"read after layer 6 of 6 in one pass, which leaves nothing to bend"
     ):
         first_bent_block(RetrievalConfig(layers=(6,), num_passes=1), 6)
+
+
+def test_a_query_holds_the_means_the_last_word_and_the_first_ones():
+    assert query_parts(RetrievalConfig(layers=(2, 4)), 30) == (
+        (2, "even-mean"),
+        (4, "even-mean"),
+        (4, "last"),
+        (2, "first"),
+    )
+    assert query_parts(RetrievalConfig(layers=(2, 4), pooling="mean"), 30) == ((2, "mean"), (4, "mean"))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from slm.backbone.heads import pool_mean
+from slm.backbone.heads import pool_mean, pool_words
 from slm.backbone.prompts import Batch, Prompt, Renderer, Row
 from slm.backbone.reparameterize import Reparameterizer
 from slm.backbone.targets import choose_targets, find_blocks, find_linear
@@ -129,23 +129,25 @@ class Backbone:
 
     @contextlib.contextmanager
     def reading_query(
-        self, batch: Batch, layers: Sequence[int], decide: Callable[[Tensor], None]
+        self, batch: Batch, parts: Sequence[tuple[int, str]], decide: Callable[[Tensor], None]
     ) -> Iterator[None]:
         """Within the block, the next forward pass hands ``decide`` the query as soon as it is known.
 
-        The query of a row is the concatenation, over ``layers``, of the mean hidden state of its own
-        words after that layer (method section 2c); (B, len(layers)·C) float32. Layer 0 is the input
-        of the first block.
+        The query of a row is the concatenation, over ``parts``, of its own words' hidden states after a
+        layer, pooled one way or another (:func:`slm.backbone.heads.pool_words`, method section 2c);
+        (B, len(parts)·C) float32. Layer 0 is the input of the first block.
         """
-        parts: dict[int, Tensor] = {}
+        layers = sorted({layer for layer, _ in parts})
+        found: dict[tuple[int, str], Tensor] = {}
 
         def keep(layer: int, hidden: Any) -> None:
-            if layer in parts:
+            own = [part for part in parts if part[0] == layer]
+            if own[0] in found:
                 return  # decoding steps: the mixture was decided at prefill
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-            parts[layer] = pool_mean(hidden, batch.content)
-            if len(parts) == len(layers):
-                decide(torch.cat([parts[i] for i in layers], dim=1))
+            found.update({part: pool_words(hidden, batch.content, part[1]) for part in own})
+            if layer == layers[-1]:
+                decide(torch.cat([found[part] for part in parts], dim=1))
 
         hooks = []
         for layer in layers:
@@ -171,15 +173,15 @@ class Backbone:
                 hook.remove()
 
     @torch.no_grad()
-    def queries(self, batch: Batch, layers: Sequence[int]) -> Float[Tensor, "B C"]:
-        """The queries of a batch from a frozen pass that stops where the last of ``layers`` ends."""
+    def queries(self, batch: Batch, parts: Sequence[tuple[int, str]]) -> Float[Tensor, "B C"]:
+        """The queries of a batch from a frozen pass that stops where the last layer of ``parts`` ends."""
         found: list[Tensor] = []
 
         def stop(query: Tensor) -> None:
             found.append(query)
             raise _QueryRead
 
-        with self.reading_query(batch, layers, stop), contextlib.suppress(_QueryRead):
+        with self.reading_query(batch, parts, stop), contextlib.suppress(_QueryRead):
             self._base()(**self.inputs(batch))
         return found[0]
 

@@ -17,6 +17,33 @@ def pool_mean(hidden: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"]) -> Floa
     return (hidden.to(torch.float32) * marked).sum(1) / marked.sum(1).clamp_min(1.0)
 
 
+NUM_FIRST = 4
+"""How many of a row's first words the pooling ``first`` averages."""
+
+
+def pool_words(
+    hidden: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"], pooling: str
+) -> Float[Tensor, "B C"]:
+    """One part of a query: the marked tokens of each row pooled in float32 (method section 2c).
+
+    Args:
+        hidden: (B, T, C) hidden states after one layer.
+        mask: (B, T) bool, the row's own words.
+        pooling: ``mean`` of them all; ``last`` of them or ``first`` (the mean of the first four), each as
+            signed square roots of unit norm, because single tokens are spiky where a mean is not;
+            ``even-mean``, the mean treated the same way.
+    """
+    place = mask.cumsum(1)
+    if pooling == "first":
+        mask = mask & (place <= NUM_FIRST)
+    elif pooling == "last":
+        mask = mask & (place == place[:, -1:])
+    pooled = pool_mean(hidden, mask)
+    if pooling == "mean":
+        return pooled
+    return nn.functional.normalize(pooled.sign() * pooled.abs().sqrt(), dim=1)
+
+
 class Head(nn.Module):
     """Linear map from the pooled hidden state (B, C) to label logits (B, Y), in float32, zero at birth."""
 

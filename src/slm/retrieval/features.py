@@ -17,10 +17,11 @@ DEEP = 16
 
 
 def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
-    """Layers whose mean hidden states make the query (method section 2c).
+    """Layers whose hidden states make the query, lowest first (method section 2c).
 
-    The defaults were measured (``docs/log.md``): a shallow backbone spends a frozen pass and reads a sixth,
-    a half and five sixths of its depth; a deep one reads only its first layers, so that the rest can bend.
+    The defaults were measured (``docs/results/retrieval.md``): a shallow backbone spends a frozen pass and
+    reads a half and five sixths of its depth; a deep one reads only its first layers, so that the rest can
+    bend.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -34,7 +35,24 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
     if num_layers >= DEEP:
         last = max(2, round(num_layers / 7.5))
         return (last // 2, last)
-    return tuple(sorted({max(1, round(num_layers * part / 6)) for part in (1, 3, 5)}))
+    return tuple(sorted({max(1, round(num_layers * part / 6)) for part in (3, 5)}))
+
+
+def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, str], ...]:
+    """What is read and how it is pooled: (layer, pooling) of every part of the query, in order.
+
+    ``pooling: mean`` concatenates the mean of the words after each layer. ``pooling: ends`` adds the last
+    word after the last layer and the first words after the first layer, everything as signed square roots
+    of unit norm: where a text begins and ends tells tasks apart that share their vocabulary.
+
+    Raises:
+        ConfigError: a configured layer does not exist.
+    """
+    layers = query_layers(config, num_layers)
+    if config.pooling == "mean":
+        return tuple((layer, "mean") for layer in layers)
+    means = tuple((layer, "even-mean") for layer in layers)
+    return (*means, (layers[-1], "last"), (layers[0], "first"))
 
 
 def num_passes(config: RetrievalConfig, num_layers: int) -> int:

@@ -19,6 +19,12 @@ from slm.errors import DataError
 NUM_SCALES = 33
 """How many quantiles of τ a task keeps."""
 
+MIN_ROWS = 8
+"""Fewest rows of a key that a distance to it is learned from."""
+
+NUM_PARTS = 3
+"""Into how many parts a task's rows are split to see how far rows unlike the learned ones lie."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskKeys:
@@ -31,10 +37,11 @@ class TaskKeys:
         scatter: (C·(C+1)/2,) float32, upper triangle of the within-key scatter
             Σ_n Σ_{q of key n} (q − μ_n)(q − μ_n)ᵀ, row by row; (0,) in the cosine form, which needs none.
         increments: (N_t,) int64, which of the task's increments each key owns.
-        scales: (33,) float64, quantiles 0, 1/32, ..., 1 of τ, the squared leave-one-out distance of the
-            task's own rows divided by its mean: how much longer or shorter than typical its queries
-            scatter. Abstention draws its tails from it (method section 2d). In the cosine form the distances
-            to the nearest own key that a share of 1/2 to 1/10,000 of the task's own rows exceeds.
+        scales: (33,) float64, quantiles 0, 1/32, ..., 1 of τ, the squared distance of the task's own rows
+            to a key learned from rows unlike them, divided by ``radius``: how much longer or shorter than
+            typical its queries scatter. Abstention draws its tails from it (method section 2d). In the cosine
+            form the distances to the nearest own key that a share of 1/2 to 1/10,000 of the task's own rows
+            exceeds.
         radius: mean squared leave-one-out Mahalanobis distance of the task's rows to their key, under
             the task's own covariance; decides while the store holds one task only. Infinite in the cosine
             form.
@@ -77,7 +84,7 @@ def learn_keys(queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"]) ->
     scatter = centred.T @ centred
     distances = leave_one_out_distances(centred, scatter, counts[assignments])
     radius = float(distances.mean())
-    tau = distances / max(radius, 1e-300)
+    tau = left_part_out_distances(x, assignments, distances) / max(radius, 1e-300)
     return TaskKeys(
         means=means,
         counts=counts,
@@ -121,6 +128,37 @@ def leave_one_out_distances(
     n = counts.to(torch.float64).clamp_min(2.0)
     a = n / (n - 1)
     distances: Tensor = a * a * g / (1 - a * (1 - rho) * g / num_rows).clamp_min(1e-2)
+    return distances
+
+
+def left_part_out_distances(
+    queries: Float[Tensor, "B C"], assignments: Int[Tensor, " B"], fallback: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Squared distance of each row to its key, both learned from the other parts of the task alone.
+
+    A task's later requests are not a random draw from the rows it was taught: they come from other
+    documents, other days. Rows are therefore split into parts that resemble themselves (k-means), and each
+    part is measured against keys and a covariance of the others.
+
+    Args:
+        queries: (B, C) float64.
+        assignments: (B,) int64, the key of each row.
+        fallback: (B,) float64, leave-one-out distances, for rows whose others are too few to learn from.
+    """
+    parts, distances = cluster(queries, NUM_PARTS, seed=0), fallback.clone()
+    for part in range(int(parts.max()) + 1):
+        is_out = parts == part
+        rest, rest_keys = queries[~is_out], assignments[~is_out]
+        counts = torch.bincount(rest_keys, minlength=int(assignments.max()) + 1)
+        is_out &= counts[assignments] >= MIN_ROWS
+        if not is_out.any():
+            continue
+        means = torch.zeros(len(counts), queries.shape[1], dtype=queries.dtype)
+        means = means.index_add_(0, rest_keys, rest) / counts.clamp_min(1)[:, None]
+        centred = rest - means[rest_keys]
+        covariance, _ = shrink(centred.T @ centred / len(rest), float(len(rest)))
+        out = queries[is_out] - means[assignments[is_out]]
+        distances[is_out] = (out * torch.linalg.solve(covariance, out.T).T).sum(1)
     return distances
 
 

@@ -73,7 +73,8 @@ class Retriever:
     Args:
         tasks: keys and statistics of each task, in learning order.
         scatter_sum: (P,) float64, packed sum of the tasks' scatters; the cosine form reads none.
-        config: form, K, temperature, smallest weight, abstention and index.
+        config: form, K, temperature, smallest weight, abstention (a false-refusal rate of None is 0.01) and
+            index.
         load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
             carry theirs.
 
@@ -89,7 +90,7 @@ class Retriever:
         load_scatter: LoadScatter | None = None,
     ) -> None:
         self.config = config
-        rate = config.false_refusal_rate
+        rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
         self.scorer: Scorer
         if config.form == "cosine":
             self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
