@@ -139,7 +139,7 @@ def test_a_causal_backbone_learns_its_mixtures(tmp_path, smollm2, moods, sums):
 def test_groups_that_do_not_divide_the_channels_are_refused_before_a_store_is_made(tmp_path, minilm):
     wrong = cosine(1, cosine=CosineConfig(num_groups=5))
     with pytest.raises(
-        ConfigError, match=r"^num_groups must divide the 1152 channels of a query, got 5: choose 3 or 4 or 6$"
+        ConfigError, match=r"^num_groups must divide the 1536 channels of a query, got 5: choose 3 or 4 or 6$"
     ):
         ScalableLM.create(tmp_path / "store", minilm, wrong)
     assert not (tmp_path / "store").exists()
