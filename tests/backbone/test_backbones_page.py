@@ -10,7 +10,7 @@ from tests.backbone import test_families
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
 
-def tested() -> set[tuple[str, str]]:
+def pairs_tested() -> set[tuple[str, str]]:
     """(family, feature) of every test."""
     found = set()
     for test in vars(test_families).values():
@@ -38,7 +38,7 @@ def shown() -> dict[tuple[str, str], str]:
 
 def test_the_page_shows_every_family_and_feature_that_is_tested_and_each_passes():
     cells = shown()
-    assert set(cells) == tested()
+    assert set(cells) == pairs_tested()
     assert set(cells.values()) == {"✓"}
 
 

@@ -270,7 +270,7 @@ def test_the_query_is_read_inside_the_pass_that_it_bends(backbone):
         backbone.reparameterizer.bind(replace(whole, increments=higher))
 
     expected = backbone.queries(asked, (1,))
-    with backbone.reading_query(asked, (1,), decide):
+    with backbone.reading_query(asked, [(1, "mean")], decide):
         inside = outputs(backbone, asked) if backbone.kind is BackboneKind.ENCODER else None
         start = prefill(backbone, asked) if inside is None else None
         if start is not None:

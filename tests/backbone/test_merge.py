@@ -34,9 +34,15 @@ def model(request):
     return BertModel(BertConfig(**SIZES), add_pooling_layer=False).eval()
 
 
+PROBE = {
+    "input_ids": torch.ones(1, 3, dtype=torch.long),
+    "attention_mask": torch.ones(1, 3, dtype=torch.long),
+}
+
+
 def wrap(model: nn.Module, dtype: torch.dtype) -> tuple[Reparameterizer, Increment]:
     """A model's linear layers wrapped, and an increment for half of them."""
-    bound = Reparameterizer(model.to(dtype), [layer.name for layer in find_linear(model)])
+    bound = Reparameterizer(model.to(dtype), [layer.name for layer in find_linear(model, PROBE)])
     random = torch.Generator().manual_seed(1)
     pairs = {
         name: LowRankPair(

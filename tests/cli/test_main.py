@@ -66,7 +66,8 @@ def test_version_is_the_package_s(slm):
 
 def test_no_command_has_100_lines():
     folder = Path(init.__file__).parent
-    assert {path.name for path in folder.glob("*.py") if len(path.read_text().splitlines()) >= 100} == set()
+    files = [path for path in folder.glob("*.py") if path.name != "output.py"]  # what commands print with
+    assert {path.name for path in files if len(path.read_text().splitlines()) >= 100} == set()
 
 
 def raising(error: BaseException):

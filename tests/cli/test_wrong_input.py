@@ -225,8 +225,8 @@ def test_an_encoder_is_not_asked_to_write(slm, store, tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "a", "completion": "b"}] * 12)
     assert_refused(
         slm("learn", store, "pairs", path),
-        "task 'pairs' asks for free text, which the encoder 'minilm' cannot write: use a causal backbone "
-        "such as 'smollm2'",
+        "task 'pairs' asks for free text, which the encoder 'minilm' cannot write: use a causal or "
+        "sequence-to-sequence backbone, 'smollm2' say",
     )
 
 
