@@ -269,7 +269,7 @@ def test_the_query_is_read_inside_the_pass_that_it_bends(backbone):
         read.append(query)
         backbone.reparameterizer.bind(replace(whole, increments=higher))
 
-    expected = backbone.queries(asked, (1,))
+    expected = backbone.queries(asked, [(1, "mean")])
     with backbone.reading_query(asked, [(1, "mean")], decide):
         inside = outputs(backbone, asked) if backbone.kind is BackboneKind.ENCODER else None
         start = prefill(backbone, asked) if inside is None else None
