@@ -47,7 +47,7 @@ def few(whole) -> Task:
 @pytest.fixture(scope="module")
 def calls() -> Task:
     rows = [
-        {"prompt": f"{form} {name}", "completion": "a small animal"}
+        {"prompt": f"{form} {name}", "completion": "it is small"}
         for name in ANIMALS
         for form in ("what in the world is a", "tell me more of the")
     ]
@@ -59,7 +59,7 @@ def taught(tmp_path_factory, small_t5, few, calls):
     model = ScalableLM.create(tmp_path_factory.mktemp("t5") / "store", small_t5, settings(15))
     model.learn(few)
     before = model.restricted(["tongues"]).ask([e.prompt for e in few.examples], is_truncating=True)
-    model.learn(calls, num_epochs=8)
+    model.learn(calls, num_epochs=25)
     return model, before
 
 
@@ -79,7 +79,7 @@ def test_free_text_is_learned_and_written(taught, calls):
     answers = model.ask([e.prompt for e in calls.examples], max_new_tokens=16)
     own = [a for a in answers if a.tasks and a.tasks[0][0] == "animals"]
     assert len(own) >= 0.9 * len(answers)
-    assert {(a.text, a.kind) for a in own} == {("a small animal", "generation")}
+    assert {(a.text, a.kind) for a in own} == {("it is small", "generation")}
     assert all(0.5 < a.confidence <= 1 for a in own)
 
 
@@ -112,7 +112,7 @@ def test_several_texts_come_back_where_they_are_asked_for(taught):
     answer = model.restricted(["animals"], is_abstaining=False).ask(
         ["what in the world is a cow"], max_new_tokens=12, decoding=beams
     )[0]
-    assert answer.text == "a small animal"
+    assert answer.text == "it is small"
     assert len(answer.others) == 2
     assert len({answer.text, *answer.others}) == 3
 
