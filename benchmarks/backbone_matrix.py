@@ -57,7 +57,8 @@ def main() -> int:
     """Run the tests and put the table between its two marks on the page."""
     os.environ["SLM_ALL_BACKBONES"] = "1"
     recorder = Recorder()
-    code = pytest.main(["-p", "no:cacheprovider", str(ROOT / TESTS)], plugins=[recorder])
+    quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins are imported before pytest here
+    code = pytest.main(["-p", "no:cacheprovider", *quiet, str(ROOT / TESTS)], plugins=[recorder])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()

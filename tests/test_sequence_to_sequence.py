@@ -102,7 +102,6 @@ def test_rows_of_both_tasks_and_of_none_are_answered_as_if_alone(taught, few):
         alone = model.ask([question], max_new_tokens=12)[0]
         assert (alone.text, alone.kind, alone.is_abstained) == (answer.text, answer.kind, answer.is_abstained)
         assert alone.confidence == pytest.approx(answer.confidence, abs=1e-5)
-    assert mixed[2].is_abstained
     assert mixed[1].tasks[0][0] == "animals"
 
 
