@@ -65,6 +65,10 @@ def test_settings_of_the_form_that_was_not_chosen_are_refused():
         "RetrievalConfig: keys_per_task (4) is of the gaussian form, set cosine.keys_per_task: "
         "correct these settings"
     )
+    assert message_of({"retrieval": {"form": "cosine", "prior": "size"}}) == (
+        "RetrievalConfig: prior size is of the gaussian form, the cosine form has none: leave it uniform: "
+        "correct these settings"
+    )
     assert message_of({"retrieval": {"cosine": {"num_groups": 2}}}) == (
         "RetrievalConfig: settings of cosine have no effect in the gaussian form, set form to cosine: "
         "correct these settings"

@@ -224,6 +224,9 @@ class RetrievalConfig(_Config):
     """The encoder of the ``sentence`` extractor: an alias, a folder or a hub id."""
     keys_per_task: int | None = 1
     """Keys per task of the ``gaussian`` form, found by k-means; None is one key per label."""
+    prior: str = "uniform"
+    """``uniform``, or ``size``: a key of the ``gaussian`` form is as likely beforehand as its share of all
+    training rows, where what is asked is mixed as what was taught."""
     top_k: int = 2
     """K, keys kept per row."""
     min_weight: float = 0.05
@@ -244,6 +247,7 @@ class RetrievalConfig(_Config):
         "form": ("gaussian", "cosine"),
         "extractor": ("backbone", "sentence"),
         "pooling": ("ends", "mean"),
+        "prior": ("uniform", "size"),
         "index": ("auto", "exact", "vector"),
     }
     _ranges = {
@@ -268,6 +272,8 @@ class RetrievalConfig(_Config):
         """Settings of the form that was not chosen, which would change nothing."""
         if self.form == "cosine" and self.keys_per_task != 1:
             yield f"keys_per_task ({self.keys_per_task!r}) is of the gaussian form, set cosine.keys_per_task"
+        if self.form == "cosine" and self.prior == "size":
+            yield "prior size is of the gaussian form, the cosine form has none: leave it uniform"
         if (
             self.form == "gaussian"
             and isinstance(self.cosine, CosineConfig)

@@ -157,6 +157,30 @@ def test_small_weights_are_dropped_and_the_rest_sums_to_one(five):
     assert float(kept.weights.sum()) == pytest.approx(1.0)
 
 
+def test_priors_by_size_weigh_as_bayes_would_and_refuse_the_same_rows():
+    tasks = [keys_of(task, rows) for task, rows in enumerate((400, 30, 100, 8, 50))]
+    total = sum(float(t.counts.sum()) for t in tasks)
+    queries = torch.cat([rows_of(t, 20, seed=9) for t in range(5)] + [torch.full((3, NUM_CHANNELS), 60.0)])
+    plain = retriever_of(tasks, top_k=5, min_weight=0.0, temperature=7.0)
+    sized = retriever_of(tasks, top_k=5, min_weight=0.0, temperature=7.0, prior="size")
+    priors = torch.tensor([float(t.counts.sum()) / total for t in tasks])
+    even, found = plain(queries), sized(queries)
+    expected = torch.zeros(len(queries), 5).scatter_(1, even.candidates, even.posterior) * priors ** (1 / 7)
+    expected /= expected.sum(1, keepdim=True)
+    weights = torch.zeros(len(queries), 5).scatter_(1, found.candidates, found.posterior)
+    torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-4)
+    same = even.nearest == found.nearest
+    assert bool(even.is_abstained[same].any())
+    torch.testing.assert_close(even.is_abstained[same], found.is_abstained[same])
+
+
+def test_of_two_equally_near_tasks_the_larger_is_nearest_with_priors_by_size():
+    tasks = [keys_of(0, 20), keys_of(1, 400)]
+    halfway = (tasks[0].means[0] * 0.51 + tasks[1].means[0] * 0.49)[None]
+    assert retriever_of(tasks, is_abstaining=False)(halfway).nearest.item() == 0
+    assert retriever_of(tasks, is_abstaining=False, prior="size")(halfway).nearest.item() == 1
+
+
 def test_sixteen_rows_are_enough_to_route():
     tasks = [keys_of(task, 16) for task in range(5)]
     wrong = 0.0

@@ -97,7 +97,8 @@ class Retriever:
         if config.form == "cosine":
             self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
         else:
-            self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter)
+            has_priors = config.prior == "size"
+            self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter, has_priors=has_priors)
         self.index = build_index(self.scorer.keys, config, device)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:

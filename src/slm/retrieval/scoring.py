@@ -1,7 +1,8 @@
 """The gaussian form of DTKR: one covariance shared by all keys, in closed form (method section 2b, 2d).
 
 With the pooled within-key covariance Σ and keys μ_n, the log-density of a query q under key n is
-−½ (q − μ_n)ᵀ Σ⁻¹ (q − μ_n) up to a constant. Keys differ only inside the subspace spanned by
+−½ (q − μ_n)ᵀ Σ⁻¹ (q − μ_n) up to a constant, to which log π_n is added where priors
+are asked for. Keys differ only inside the subspace spanned by
 Σ^{-1/2} (μ_n − μ_0), of at most N − 1 dimensions, so everything is computed there: with the projection
 y = Wᵀ (q − μ_0) the distances are |y − y_n|² plus a term common to all keys, and the pooled whole
 (covariance Σ + B, B the scatter between keys) is as far away as Σ_j y_j² / (1 + s_j²) plus the same term.
@@ -118,6 +119,10 @@ class GaussianScorer:
         tasks: keys and statistics of each task; their scatters are not read here.
         false_refusal_rate: share of a task's own rows that may be refused.
         load_scatter: gives a task's scatter when its threshold is first needed.
+        log_priors: (N,) float64, log π_n ≤ 0 of each key up to a constant; None is the same for all.
+
+    With priors the score is log π_n − ½ |y − y_n|², and points get one more coordinate, 0 for a query and
+    √(−2 log π_n) for a key: the nearest key stays the most likely one, so any index serves this too.
     """
 
     def __init__(
@@ -126,12 +131,16 @@ class GaussianScorer:
         tasks: Sequence[TaskKeys],
         false_refusal_rate: float,
         load_scatter: LoadScatter,
+        log_priors: Float[Tensor, " N"] | None = None,
     ) -> None:
         self.space = space
         counts = torch.tensor([task.num_keys for task in tasks])
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
-        self.keys = space.points(torch.cat([task.means for task in tasks]))
+        self.keys = self._means = space.points(torch.cat([task.means for task in tasks]))
+        self._penalties = None if log_priors is None else -2 * log_priors
+        if self._penalties is not None:
+            self.keys = torch.cat([self._means, self._penalties.sqrt()[:, None]], dim=1)
         self._learned = tasks
         self._first_keys = (counts.cumsum(0) - counts).tolist()
         self._rate = false_refusal_rate
@@ -139,14 +148,20 @@ class GaussianScorer:
         self._limits: dict[int, list[float]] = {}
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
-        """Y = Wᵀ (q − μ_0) of each row, (B, J) float64."""
-        return self.space.points(queries)
+        """Y = Wᵀ (q − μ_0) of each row, (B, J) float64; with priors a coordinate of zero follows."""
+        points = self.space.points(queries)
+        return points if self._penalties is None else torch.nn.functional.pad(points, (0, 1))
 
     def relative_distances(
         self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
     ) -> Float[Tensor, "B M"]:
-        """r_n(q) = |y − y_n|² − Σ_j y_j² / (1 + s_j²) from the first term, (B, M) float64."""
-        return squared - (points * points * self.space.shares).sum(1, keepdim=True)
+        """r_n(q) = |y − y_n|² − Σ_j y_j² / (1 + s_j²) from the first term, (B, M) float64.
+
+        With priors −2 log π_n is part of it, and of the threshold as well: they weigh, but refuse nothing.
+        """
+        shares = self.space.shares
+        inside = points[:, : len(shares)]
+        return squared - (inside * inside * shares).sum(1, keepdim=True)
 
     def thresholds(self, keys: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The largest relative distance that is not refused of each key number, float64.
@@ -159,7 +174,8 @@ class GaussianScorer:
             if task not in self._limits:
                 self._limits[task] = self._task_limits(task)
             found.append(self._limits[task][key - self._first_keys[task]])
-        return torch.tensor(found, dtype=torch.float64).reshape(keys.shape)
+        limits = torch.tensor(found, dtype=torch.float64).reshape(keys.shape)
+        return limits if self._penalties is None else limits + self._penalties[keys]
 
     def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
         """Softmax of the log-densities −r_n / 2 over the temperature, (B, M) float64."""
@@ -173,7 +189,7 @@ class GaussianScorer:
         task = dataclasses.replace(task, scatter=self._load_scatter(number))
         spread = _own_spread(task, space.projection, self._inverse, space.rho, space.num_rows)
         first = self._first_keys[number]
-        own = self.keys[first : first + task.num_keys]
+        own = self._means[first : first + task.num_keys]
         return [_tail(key, space.shares, spread, task.scales, self._rate) for key in own]
 
     @cached_property
@@ -187,6 +203,8 @@ def fit_scorer(
     scatter_sum: Float[Tensor, " P"],
     false_refusal_rate: float,
     load_scatter: LoadScatter | None = None,
+    *,
+    has_priors: bool = False,
 ) -> GaussianScorer:
     """Fit the scorer to the tasks of a store.
 
@@ -195,9 +213,15 @@ def fit_scorer(
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
         false_refusal_rate: share of a task's own rows that may be refused.
         load_scatter: gives the scatter of a task by its number, when it is first needed.
+        has_priors: whether π_n is the key's share of all rows, instead of the same for all keys.
     """
     space = fit_space(tasks, scatter_sum)
-    return GaussianScorer(space, tasks, false_refusal_rate, load_scatter or (lambda i: tasks[i].scatter))
+    load = load_scatter or (lambda i: tasks[i].scatter)
+    log_priors = None
+    if has_priors:
+        counts = torch.cat([task.counts for task in tasks]).to(torch.float64)
+        log_priors = (counts / counts.sum()).log()
+    return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors)
 
 
 def fit_space(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"]) -> GaussianSpace:
