@@ -214,8 +214,8 @@ class RetrievalConfig(_Config):
     """Layers whose hidden states are concatenated to the query, 1 being the first block's output; None
     picks the measured default for the backbone's depth."""
     pooling: str = "ends"
-    """``ends`` reads the mean of the words after each of ``layers``, the last word and the first ones, each
-    as signed square roots of unit norm; ``mean`` reads the means alone."""
+    """``ends`` reads the mean of the words after each of ``layers``, and after the last of them the last word
+    and the first ones; ``mean`` reads the means alone; ``even-ends`` is what stores of format 2 read."""
     num_passes: int | None = None
     """1 reads the query inside the one forward pass, so increments act only above the last of
     ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for
@@ -232,8 +232,10 @@ class RetrievalConfig(_Config):
     min_weight: float = 0.05
     """Weights below this, but the largest, are dropped and the rest renormalised, so clear rows carry one
     increment; the paper drops none (0)."""
-    temperature: float = 1.0
-    """Divides the log-densities before the softmax; the ``cosine`` form raises similarities to 1 over it."""
+    temperature: float | None = None
+    """Divides the log-densities before the softmax; the ``cosine`` form raises similarities to 1 over it.
+    None is 8 in the ``gaussian`` form, where weights are then the shares of rows that are right
+    (``docs/results/retrieval.md``), and the paper's 1 in the ``cosine`` form."""
     false_refusal_rate: float | None = None
     """Share of a task's own rows that abstention may refuse (method section 2d); None is 0.01 where the
     frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
@@ -243,10 +245,17 @@ class RetrievalConfig(_Config):
     """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
     vector index from the number of keys on where it wins."""
 
+    @property
+    def sharpness(self) -> float:
+        """The temperature in use."""
+        if self.temperature is not None:
+            return self.temperature
+        return 8.0 if self.form == "gaussian" else 1.0
+
     _choices = {
         "form": ("gaussian", "cosine"),
         "extractor": ("backbone", "sentence"),
-        "pooling": ("ends", "mean"),
+        "pooling": ("ends", "mean", "even-ends"),
         "prior": ("uniform", "size"),
         "index": ("auto", "exact", "vector"),
     }

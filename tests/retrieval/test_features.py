@@ -19,9 +19,12 @@ def test_a_shallow_backbone_spends_a_frozen_pass_and_bends_every_block():
 
 def test_a_deep_backbone_reads_its_first_layers_and_bends_the_rest():
     config = RetrievalConfig()
-    assert query_layers(config, 30) == (2, 4)
+    assert query_layers(config, 30) == (2, 6)
+    assert query_layers(config, 16) == (1, 3)
+    assert query_layers(RetrievalConfig(pooling="mean"), 30) == (2, 4)
+    assert query_layers(RetrievalConfig(pooling="even-ends"), 30) == (2, 4)
     assert num_passes(config, 30) == 1
-    assert first_bent_block(config, 30) == 4
+    assert first_bent_block(config, 30) == 6
 
 
 def test_layers_the_backbone_does_not_have_are_refused():
@@ -36,11 +39,13 @@ def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
         first_bent_block(RetrievalConfig(layers=(6,), num_passes=1), 6)
 
 
-def test_a_query_holds_the_means_the_last_word_and_the_first_ones():
-    assert query_parts(RetrievalConfig(layers=(2, 4)), 30) == (
-        (2, "even-mean"),
-        (4, "even-mean"),
-        (4, "last"),
-        (2, "first"),
-    )
-    assert query_parts(RetrievalConfig(layers=(2, 4), pooling="mean"), 30) == ((2, "mean"), (4, "mean"))
+@pytest.mark.parametrize(
+    ("pooling", "parts"),
+    [
+        ("ends", ((2, "mean"), (4, "mean"), (4, "last"), (4, "first"))),
+        ("even-ends", ((2, "even-mean"), (4, "even-mean"), (4, "last"), (2, "first"))),
+        ("mean", ((2, "mean"), (4, "mean"))),
+    ],
+)
+def test_a_query_holds_means_and_the_words_at_both_ends(pooling, parts):
+    assert query_parts(RetrievalConfig(layers=(2, 4), pooling=pooling), 30) == parts

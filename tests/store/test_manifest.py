@@ -72,5 +72,19 @@ def test_a_store_of_the_first_format_is_opened_as_one_whose_queries_are_means(st
     config = {"retrieval": {"top_k": 3}}
     write_manifest(store.path, Manifest("minilm", "0" * 64, config), 1)
     opened = Store.open(store.path)
-    assert opened.manifest.config["retrieval"] == {"pooling": "mean", "top_k": 3}
+    assert opened.manifest.config["retrieval"] == {"pooling": "mean", "top_k": 3, "temperature": 1.0}
+    assert read_version(store.path) == FORMAT_VERSION
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"pooling": "ends", "temperature": 2.0}, {"pooling": "even-ends", "temperature": 2.0}),
+        ({"pooling": "mean"}, {"pooling": "mean", "temperature": 1.0}),
+        ({}, {"pooling": "even-ends", "temperature": 1.0}),
+    ],
+)
+def test_a_store_of_the_second_format_keeps_its_queries_and_its_temperature(store, written, read):
+    write_manifest(store.path, Manifest("minilm", "0" * 64, {"retrieval": written}), 2)
+    assert Store.open(store.path).manifest.config["retrieval"] == read
     assert read_version(store.path) == FORMAT_VERSION

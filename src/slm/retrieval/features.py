@@ -21,7 +21,7 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
 
     The defaults were measured (``docs/results/retrieval.md``): a shallow backbone spends a frozen pass and
     reads a half and five sixths of its depth, and a sixth too where means are all it reads; a deep one reads
-    only its first layers, so that the rest can bend.
+    a fifteenth and a fifth, so that the rest can bend.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -33,6 +33,8 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
             )
         return tuple(sorted(set(config.layers)))
     if num_layers >= DEEP:
+        if config.pooling == "ends":
+            return (max(1, round(num_layers / 15)), round(num_layers / 5))
         last = max(2, round(num_layers / 7.5))
         return (last // 2, last)
     parts = (1, 3, 5) if config.pooling == "mean" else (3, 5)
@@ -43,8 +45,9 @@ def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, st
     """What is read and how it is pooled: (layer, pooling) of every part of the query, in order.
 
     ``pooling: mean`` concatenates the mean of the words after each layer. ``pooling: ends`` adds the last
-    word after the last layer and the first words after the first layer, everything as signed square roots
-    of unit norm: where a text begins and ends tells tasks apart that share their vocabulary.
+    word and the first ones after the last layer, as signed square roots of unit norm: where a text begins
+    and ends tells tasks apart that share their vocabulary. ``pooling: even-ends``, which stores of format 2
+    have, treats the means that way too, and reads the first words after the first layer.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -52,8 +55,10 @@ def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, st
     layers = query_layers(config, num_layers)
     if config.pooling == "mean":
         return tuple((layer, "mean") for layer in layers)
-    means = tuple((layer, "even-mean") for layer in layers)
-    return (*means, (layers[-1], "last"), (layers[0], "first"))
+    if config.pooling == "even-ends":
+        means = tuple((layer, "even-mean") for layer in layers)
+        return (*means, (layers[-1], "last"), (layers[0], "first"))
+    return (*((layer, "mean") for layer in layers), (layers[-1], "last"), (layers[-1], "first"))
 
 
 def num_passes(config: RetrievalConfig, num_layers: int) -> int:

@@ -111,7 +111,7 @@ class Retriever:
         points = scorer.points(queries.cpu())
         squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
         distances = scorer.relative_distances(points, squared)
-        weights = scorer.weigh(distances[:, : config.top_k], config.temperature)
+        weights = scorer.weigh(distances[:, : config.top_k], config.sharpness)
         is_small = weights < config.min_weight
         is_small[:, 0] = False  # of many equal ones the nearest stays
         weights = torch.where(is_small, 0.0, weights)
@@ -126,7 +126,7 @@ class Retriever:
             increments=scorer.increments[keys],
             weights=torch.where(is_abstained[:, None], 0.0, weights).to(torch.float32),
             candidates=candidates,
-            posterior=scorer.weigh(distances, config.temperature).to(torch.float32),
+            posterior=scorer.weigh(distances, config.sharpness).to(torch.float32),
             distances=distances.to(torch.float32),
             thresholds=thresholds.to(torch.float32),
             owners=scorer.tasks,
@@ -148,7 +148,7 @@ class Retriever:
         best.scatter_reduce_(1, owners, distances, "amin")
         places = torch.arange(num_keys).where(distances == best.gather(1, owners), num_keys)
         nearest = torch.full((len(points), num_tasks), num_keys).scatter_reduce_(1, owners, places, "amin")
-        shares = scorer.weigh(distances, self.config.temperature)
+        shares = scorer.weigh(distances, self.config.sharpness)
         return TaskDistances(
             distances=best.to(torch.float32),
             thresholds=scorer.thresholds(nearest).to(torch.float32),

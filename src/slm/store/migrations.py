@@ -5,6 +5,9 @@ run again after being cut short, and writes ``store.json`` with its new number l
 
 1 to 2: the default of ``retrieval.pooling`` changed. A store of version 1 never wrote it down; its queries
 are means.
+
+2 to 3: what ``retrieval.pooling: ends`` reads changed, and so did the default temperature; the former reading
+is now called ``even-ends``.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pathlib import Path
 from slm.errors import StoreError
 from slm.store.manifest import read_manifest, write_manifest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def _name_the_pooling(path: Path) -> None:
@@ -27,7 +30,17 @@ def _name_the_pooling(path: Path) -> None:
     write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 2)
 
 
-MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _name_the_pooling}
+def _rename_the_pooling(path: Path) -> None:
+    """Give the queries of a store of version 2 their present name, and keep its temperature."""
+    manifest = read_manifest(path)
+    retrieval = manifest.config.get("retrieval")
+    settings = {"pooling": "ends", "temperature": 1.0, **(retrieval if isinstance(retrieval, dict) else {})}
+    if settings["pooling"] == "ends":
+        settings["pooling"] = "even-ends"
+    write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 3)
+
+
+MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _name_the_pooling, 2: _rename_the_pooling}
 """Version found on disk -> the step that turns it into the next version."""
 
 
