@@ -215,7 +215,8 @@ class RetrievalConfig(_Config):
     picks the measured default for the backbone's depth."""
     pooling: str = "ends"
     """``ends`` reads the mean of the words after each of ``layers``, and after the last of them the last word
-    and the first ones; ``mean`` reads the means alone; ``even-ends`` is what stores of format 2 read."""
+    and the first ones, each as signed square roots of unit norm; ``mean`` reads the means alone;
+    ``split-ends`` is what stores of format 2 read."""
     num_passes: int | None = None
     """1 reads the query inside the one forward pass, so increments act only above the last of
     ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for
@@ -255,7 +256,7 @@ class RetrievalConfig(_Config):
     _choices = {
         "form": ("gaussian", "cosine"),
         "extractor": ("backbone", "sentence"),
-        "pooling": ("ends", "mean", "even-ends"),
+        "pooling": ("ends", "mean", "split-ends"),
         "prior": ("uniform", "size"),
         "index": ("auto", "exact", "vector"),
     }

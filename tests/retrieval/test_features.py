@@ -22,7 +22,7 @@ def test_a_deep_backbone_reads_its_first_layers_and_bends_the_rest():
     assert query_layers(config, 30) == (2, 6)
     assert query_layers(config, 16) == (1, 3)
     assert query_layers(RetrievalConfig(pooling="mean"), 30) == (2, 4)
-    assert query_layers(RetrievalConfig(pooling="even-ends"), 30) == (2, 4)
+    assert query_layers(RetrievalConfig(pooling="split-ends"), 30) == (2, 4)
     assert num_passes(config, 30) == 1
     assert first_bent_block(config, 30) == 6
 
@@ -42,8 +42,8 @@ def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
 @pytest.mark.parametrize(
     ("pooling", "parts"),
     [
-        ("ends", ((2, "mean"), (4, "mean"), (4, "last"), (4, "first"))),
-        ("even-ends", ((2, "even-mean"), (4, "even-mean"), (4, "last"), (2, "first"))),
+        ("ends", ((2, "even-mean"), (4, "even-mean"), (4, "last"), (4, "first"))),
+        ("split-ends", ((2, "even-mean"), (4, "even-mean"), (4, "last"), (2, "first"))),
         ("mean", ((2, "mean"), (4, "mean"))),
     ],
 )

@@ -79,9 +79,9 @@ def test_a_store_of_the_first_format_is_opened_as_one_whose_queries_are_means(st
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ({"pooling": "ends", "temperature": 2.0}, {"pooling": "even-ends", "temperature": 2.0}),
+        ({"pooling": "ends", "temperature": 2.0}, {"pooling": "split-ends", "temperature": 2.0}),
         ({"pooling": "mean"}, {"pooling": "mean", "temperature": 1.0}),
-        ({}, {"pooling": "even-ends", "temperature": 1.0}),
+        ({}, {"pooling": "split-ends", "temperature": 1.0}),
     ],
 )
 def test_a_store_of_the_second_format_keeps_its_queries_and_its_temperature(store, written, read):

@@ -45,9 +45,9 @@ def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, st
     """What is read and how it is pooled: (layer, pooling) of every part of the query, in order.
 
     ``pooling: mean`` concatenates the mean of the words after each layer. ``pooling: ends`` adds the last
-    word and the first ones after the last layer, as signed square roots of unit norm: where a text begins
-    and ends tells tasks apart that share their vocabulary. ``pooling: even-ends``, which stores of format 2
-    have, treats the means that way too, and reads the first words after the first layer.
+    word and the first ones after the last layer, everything as signed square roots of unit norm: where a
+    text begins and ends tells tasks apart that share their vocabulary. ``pooling: split-ends``, which stores
+    of format 2 have, reads the first words after the first layer.
 
     Raises:
         ConfigError: a configured layer does not exist.
@@ -55,10 +55,9 @@ def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, st
     layers = query_layers(config, num_layers)
     if config.pooling == "mean":
         return tuple((layer, "mean") for layer in layers)
-    if config.pooling == "even-ends":
-        means = tuple((layer, "even-mean") for layer in layers)
-        return (*means, (layers[-1], "last"), (layers[0], "first"))
-    return (*((layer, "mean") for layer in layers), (layers[-1], "last"), (layers[-1], "first"))
+    means = tuple((layer, "even-mean") for layer in layers)
+    first = layers[0] if config.pooling == "split-ends" else layers[-1]
+    return (*means, (layers[-1], "last"), (first, "first"))
 
 
 def num_passes(config: RetrievalConfig, num_layers: int) -> int:

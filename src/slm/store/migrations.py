@@ -7,7 +7,7 @@ run again after being cut short, and writes ``store.json`` with its new number l
 are means.
 
 2 to 3: what ``retrieval.pooling: ends`` reads changed, and so did the default temperature; the former reading
-is now called ``even-ends``.
+is now called ``split-ends``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _rename_the_pooling(path: Path) -> None:
     retrieval = manifest.config.get("retrieval")
     settings = {"pooling": "ends", "temperature": 1.0, **(retrieval if isinstance(retrieval, dict) else {})}
     if settings["pooling"] == "ends":
-        settings["pooling"] = "even-ends"
+        settings["pooling"] = "split-ends"
     write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 3)
 
 
