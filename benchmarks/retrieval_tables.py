@@ -1,0 +1,165 @@
+"""The Markdown of ``retrieval.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retrieval_routing import RATES, TWINS
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in percent."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, numbers to the right."""
+    lines = ["", f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def routing_tables(results: Mapping[str, Any]) -> list[str]:
+    """Routing, other routers, and where rows went."""
+    columns = ("15", "22", "20", "22, 16 examples")
+    lines = [
+        "## Routing",
+        "",
+        "Misrouted test rows, mean over the tasks (20: without rte and cb, mnli's twins).",
+    ]
+    rows = [
+        [n, str(r["routing"]["channels"]), *(percent(r["routing"][c]) for c in columns)]
+        for n, r in results.items()
+    ]
+    lines += table(("reading", "channels", "15 tasks", "22 tasks", "20 tasks", "22 tasks, 16 examples"), rows)
+    for name, found in results.items():
+        if "alternatives" not in found:
+            continue
+        others = [
+            [t, *(percent(own[s]) for s in ("15", "22", "20"))] for t, own in found["alternatives"].items()
+        ]
+        lines += [f"Other routers on the queries of {name}."]
+        lines += table(("router", "15 tasks", "22 tasks", "20 tasks"), others)
+        pairs = [
+            (count, f"{task} → {other} {count}")
+            for task, others_ in found["routing"]["confusions"].items()
+            for other, count in others_.items()
+        ]
+        lines += [
+            "Where the misrouted of 22 tasks went: "
+            + ", ".join(t for _, t in sorted(pairs, reverse=True))
+            + "."
+        ]
+        lines += ["", f"The paper's form and plain baselines on the queries of {name}, 15 tasks."]
+        cosine = [
+            [
+                r["name"],
+                percent(r["misrouting"], 1),
+                "-" if r["false_refusals"] is None else percent(r["false_refusals"]),
+            ]
+            for r in found["cosine"]
+        ]
+        lines += table(("keys", "misrouted", "own rows refused at 1%"), cosine)
+    return lines
+
+
+def abstention_tables(results: Mapping[str, Any]) -> list[str]:
+    """Abstention and calibration."""
+    own = {n: r["abstention"] for n, r in results.items() if "abstention" in r}
+    lines = ["## Abstention", "", "A third of the tasks left out in turn: AUROC of the relative distance."]
+    rows = []
+    for name, found in own.items():
+        worst, area = found["worst without twins"]
+        twins = ", ".join(f"{t} {found['auroc'][t]:.2f}" for t in TWINS if t in found["auroc"])
+        rows.append([name, f"{found['mean without twins']:.3f}", f"{worst} {area:.3f}", twins])
+    lines += table(("reading", "mean without twins", "worst", "twins"), rows)
+    lines += ["Own rows refused by stores of a size, at a stated rate (in brackets the worst task)."]
+    sizes = list(next(iter(own.values()))["refusals by size"])
+    rows = []
+    for name, found in own.items():
+        cells = [found["refusals by size"][s] for s in sizes]
+        rows.append(
+            [name, *(f"{percent(c['mean'])} ({c['worst'][0]} {percent(c['worst'][1], 1)})" for c in cells)]
+        )
+    lines += table(("reading", *sizes), rows)
+    lines += ["Strangers let in (tasks left out that have no twin) at a stated rate."]
+    lines += table(
+        ("reading", *(f"{100 * r:g}%" for r in RATES)),
+        [[n, *(percent(s, 1) for s in found["strangers let in"])] for n, found in own.items()],
+    )
+    errors = {n: r["calibration error"] for n, r in results.items() if "calibration error" in r}
+    lines += [
+        "## Reliability",
+        "",
+        "Expected calibration error of a row's largest weight, by temperature, 22 tasks.",
+    ]
+    for name in errors:
+        lines += [
+            "",
+            f"![reliability, {name}](reliability_{name}.png)",
+            f"![abstention, {name}](abstention_{name}.png)",
+        ]
+    return lines + table(
+        ("reading", *next(iter(errors.values()))),
+        [[n, *(percent(e) for e in own.values())] for n, own in errors.items()],
+    )
+
+
+def learned_tables(found: Mapping[str, Any]) -> list[str]:
+    """What confusions cost and what mixing gives."""
+    names = ("own knowledge", "K = 1", "K = 2", "mixed rows")
+    lines = [
+        "## What a confusion costs",
+        "",
+        "MiniLM, 15 tasks, nothing refused: accuracy by whose knowledge answers.",
+    ]
+    tasks = found["costs"]["tasks"]
+    mean = {n: sum(own[n] for own in tasks.values()) / len(tasks) for n in names}
+    lines += table(
+        ("task", *names),
+        [[t, *(percent(own[n], 1) for n in names)] for t, own in {**tasks, "mean": mean}.items()],
+    )
+    lines += ["Rows that were nearest to another task: how many each knowledge answers right."]
+    pairs = sorted(found["costs"]["confusions"].items(), key=lambda item: -item[1]["rows"])
+    lines += table(
+        ("confusion", "rows", "own", "the other's (K = 1)", "mixed (K = 2)"),
+        [[t, *(str(p[n]) for n in ("rows", "own", "one", "two"))] for t, p in pairs],
+    )
+    lines += [
+        "## Where tasks overlap",
+        "",
+        "Each data set cut at random into two tasks, nothing refused: accuracy.",
+    ]
+    return lines + table(
+        ("data", *names[1:]),
+        [[t, *(percent(own[n], 1) for n in names[1:])] for t, own in found["overlap"].items()],
+    )
+
+
+def tables(results: Mapping[str, Any], num_train: int, num_test: int) -> str:
+    """Markdown of everything measured."""
+    lines = [
+        "<!-- written by benchmarks/retrieval.py -->",
+        "# Retrieval",
+        "",
+        f"{num_train} training rows and up to {num_test} test rows a task, 128 tokens, single rows, no "
+        "task-ID, gaussian form, one key a task, unless said otherwise. Readings without a suffix are the "
+        "defaults.",
+        "",
+    ]
+    if results.get("readings"):
+        lines += routing_tables(results["readings"]) + abstention_tables(results["readings"])
+    if "learned" in results:
+        lines += learned_tables(results["learned"])
+    if "reading cost" in results:
+        lines += [
+            "## Reading the query",
+            "",
+            "A prefill of 128 tokens that also reads the query, over one that does not.",
+        ]
+        rows = [
+            [n, f"{c['ratio']:.3f}", f"{c['low']:.3f}..{c['high']:.3f}"]
+            for n, c in results["reading cost"].items()
+        ]
+        lines += table(("backbone and batch", "median ratio", "quartiles"), rows)
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
