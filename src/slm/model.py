@@ -135,8 +135,13 @@ class ScalableLM:
     @property
     def tasks(self) -> tuple[TaskRecord, ...]:
         """The tasks this model answers from, in learning order."""
+        return self.knowledge.records
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What this model answers from now: its tasks, and the retriever that decides among them."""
         self._refresh()
-        return self._knowledge.records
+        return self._knowledge
 
     def learn(self, task: Task, **settings: Any) -> LearningReport:
         """Teach one task: prepare, fine-tune, commit (method section 4).
