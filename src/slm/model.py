@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
@@ -298,7 +299,8 @@ class ScalableLM:
         with self.backbone.lock, torch.inference_mode():
             self._expect_own_weights()
             self._refresh()
-            for start in range(0, len(order), batch_size):
+            starts = range(0, len(order), batch_size)
+            for start in tqdm(starts, "answering", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
                 texts = [_words(prompts[i]) for i in chosen]
@@ -351,7 +353,8 @@ class ScalableLM:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with self._frozen("retrieve"), torch.no_grad():
-            for start in range(0, len(order), batch_size):
+            starts = range(0, len(order), batch_size)
+            for start in tqdm(starts, "reading questions", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 if self._extractor is not None:
                     queries = self._extractor([_words(questions[i]) for i in chosen])

@@ -112,12 +112,15 @@ def test_taking_a_task_away_leaves_the_retriever_of_the_rest(five):
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 12])
-@pytest.mark.parametrize("rate", [0.01, 0.1])
-def test_tasks_refuse_more_rows_the_higher_the_stated_rate_and_never_more_than_it(num_tasks, rate):
+def test_tasks_refuse_more_rows_the_higher_the_stated_rate_and_never_more_than_it(num_tasks):
     """On rows like the learned ones; the rate is calibrated for rows unlike them, so it is an upper bound."""
-    retriever = retriever_of([keys_of(task, 400) for task in range(num_tasks)], false_refusal_rate=rate)
-    refused = torch.cat([retriever(rows_of(t, 2000, seed=5)).is_abstained for t in range(num_tasks)])
-    assert rate**2 / 2 < float(refused.float().mean()) <= rate
+    shares = []
+    for rate in (0.01, 0.3):
+        retriever = retriever_of([keys_of(task, 400) for task in range(num_tasks)], false_refusal_rate=rate)
+        refused = torch.cat([retriever(rows_of(t, 2000, seed=5)).is_abstained for t in range(num_tasks)])
+        shares.append(float(refused.float().mean()))
+        assert shares[-1] <= rate
+    assert shares[0] < shares[1]
 
 
 def test_thresholds_agree_with_drawing_from_the_model(five):
