@@ -195,6 +195,7 @@ def main() -> None:
                 "overlap": overlap(pairs, Path(folder) / "pairs"),
             }
         keep()
+    keep()
     print(tables(results, args.train, args.test))
 
 
