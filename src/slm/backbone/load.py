@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from slm.backbone.backbone import Backbone, BackboneKind
-from slm.backbone.quantization import loading_options, settle, without_import_notes
+from slm.backbone.quantization import loading_options, settle
 from slm.config import BackboneConfig
 from slm.errors import BackboneError
 
@@ -268,15 +268,14 @@ def _drop_quantization(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and load reports of transformers and others: slm shows its own."""
+    """Without transformers' own progress bars and load reports: slm shows its own."""
     from transformers.utils import logging
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        with without_import_notes():
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if was_on:

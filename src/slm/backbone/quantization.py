@@ -7,7 +7,6 @@ Codes are made from the checkpoint's own values, so they depend neither on the d
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -23,6 +22,21 @@ from slm.errors import BackboneError
 
 PACKAGES = {"int8": "torchao", "bnb-int8": "bitsandbytes", "bnb-4bit": "bitsandbytes"}
 """What quantises, by setting."""
+
+_NOTES = {
+    "torchao": "Failed to load",
+    "torch.utils._pytree": "is an Enum subclass",
+    "bitsandbytes.backends.cpu.ops": "Failed to load",
+}
+"""What packages tell of kernels for other machines; transformers imports them wherever they are installed."""
+
+
+def _silence(logger: str, note: str) -> None:
+    logging.getLogger(logger).addFilter(lambda record: note not in record.getMessage())
+
+
+for _logger, _note in _NOTES.items():
+    _silence(_logger, _note)
 
 
 def loading_options(
@@ -146,14 +160,3 @@ def stored_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     for part in inner()[0]:
         yield from stored_parts(f"{name}.{part}", getattr(tensor, part))
-
-
-@contextlib.contextmanager
-def without_import_notes() -> Iterator[None]:
-    """Within the block the packages that quantise do not tell of kernels for other machines."""
-    usual = logging.root.manager.disable
-    logging.disable(max(usual, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(usual)
