@@ -23,6 +23,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "float": ((int, float), "a number"),
     "str": ((str,), "text"),
     "tuple[int, ...]": ((tuple,), "a list of whole numbers"),
+    "object": ((object,), "anything"),
 }
 """What a value of an annotation may be, and how a message calls it."""
 
@@ -122,12 +123,19 @@ class BackboneConfig(_Config):
     """``auto``, ``float32`` or ``bfloat16``; auto is bfloat16 where the processor computes in it."""
     device: str = "auto"
     """``auto`` (a GPU where there is one) or a torch device name."""
+    quantization: str = "none"
+    """How the frozen weights are kept: ``none`` (floats), ``int8`` (torchao), ``bnb-int8`` or ``bnb-4bit``
+    (bitsandbytes, NF4). Increments stay floats; a quantised copy is another backbone than its original."""
     max_tokens: int | None = None
     """Longest row in tokens, answer included; None is the backbone's own window, at most 512."""
     prompt_format: str = "auto"
     """``chat`` (the tokenizer's chat template), ``plain``, or ``auto``: chat where there is a template."""
 
-    _choices = {"dtype": ("auto", "float32", "bfloat16"), "prompt_format": ("auto", "chat", "plain")}
+    _choices = {
+        "dtype": ("auto", "float32", "bfloat16"),
+        "quantization": ("none", "int8", "bnb-int8", "bnb-4bit"),
+        "prompt_format": ("auto", "chat", "plain"),
+    }
     _ranges = {"max_tokens": (8, 1_000_000)}
 
 
@@ -294,11 +302,7 @@ class RetrievalConfig(_Config):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingConfig(_Config):
-    """How free text is written. Labels are scored, so nothing here changes them.
-
-    Assisted generation (a draft model, prompt lookup) is not offered: transformers runs it for one row at a
-    time, which would undo the batch.
-    """
+    """How free text is written. Labels are scored, so nothing here changes them."""
 
     num_beams: int = 1
     """Beams per row; 1 is no beam search."""
@@ -310,6 +314,10 @@ class DecodingConfig(_Config):
     """Samples only from the likeliest tokens that together reach this probability."""
     seed: int = 0
     """Seeds the samples of a batch; other batches give other samples."""
+    assistant_model: object = None
+    """Refused: transformers runs assisted generation for one row at a time, which would undo the batch."""
+    prompt_lookup_num_tokens: object = None
+    """Refused for the same reason."""
 
     _ranges = {
         "num_beams": (1, 64),
@@ -325,6 +333,12 @@ class DecodingConfig(_Config):
 
     def _mistakes(self) -> Iterator[str]:
         yield from _Config._mistakes(self)
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if getattr(self, name) is not None:
+                yield (
+                    f"{name} asks for assisted generation, which takes one row at a time and is refused: "
+                    "leave it out"
+                )
         if dict(self._mistyped()):
             return
         if self.is_beam_search and self.temperature is not None:

@@ -126,10 +126,13 @@ class ScalableLM:
         wanted = backbone if backbone is not None else store.manifest.backbone_source
         loaded = load_backbone(wanted, config.backbone) if isinstance(wanted, str) else wanted
         if loaded.fingerprint != store.manifest.backbone_fingerprint:
+            kept = config.backbone.quantization
+            made = "" if kept == "none" else f", quantization {kept}"
+            got = f", quantised by {loaded.quantization}" if loaded.quantization else ""
             raise StoreError(
                 f"store {path} was made with backbone {store.manifest.backbone_source!r} (fingerprint "
-                f"{store.manifest.backbone_fingerprint[:12]}), got {loaded.source!r} "
-                f"({loaded.fingerprint[:12]}): open it with the backbone it was made with"
+                f"{store.manifest.backbone_fingerprint[:12]}{made}), got {loaded.source!r} "
+                f"({loaded.fingerprint[:12]}{got}): open it with the backbone it was made with"
             )
         return cls(store, loaded, config)
 

@@ -253,6 +253,7 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-def load(folder: Path) -> Backbone:
-    """The backbone of a folder, in float32 on the CPU."""
-    return load_backbone(str(folder), BackboneConfig(dtype="float32", device="cpu", max_tokens=96))
+def load(source: Path | str, quantization: str = "none") -> Backbone:
+    """The backbone of a folder or an alias, activations in float32 on the CPU."""
+    settings = BackboneConfig(dtype="float32", device="cpu", max_tokens=96, quantization=quantization)
+    return load_backbone(str(source), settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.backbone import test_families
+from tests.backbone import test_families, test_families_exchange, test_quantized_families
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -13,7 +13,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 def pairs_tested() -> set[tuple[str, str]]:
     """(family, feature) of every test."""
     found = set()
-    for test in vars(test_families).values():
+    tests = [vars(module) for module in (test_families, test_families_exchange, test_quantized_families)]
+    for test in (value for module in tests for value in module.values()):
         marks: dict[str, Any] = {mark.name: mark for mark in getattr(test, "pytestmark", ())}
         if "feature" in marks:
             found |= {(family, marks["feature"].args[0]) for family in marks["parametrize"].args[1]}
@@ -36,14 +37,20 @@ def shown() -> dict[tuple[str, str], str]:
     }
 
 
-def test_the_page_shows_every_family_and_feature_that_is_tested_and_each_passes():
+REFUSED = {"assisted generation"}
+"""Features that no family has."""
+
+
+def test_the_page_shows_every_family_and_feature_that_is_tested_and_each_passes_or_is_refused():
     cells = shown()
     assert set(cells) == pairs_tested()
-    assert set(cells.values()) == {"✓"}
+    refused = {cell for cell in cells if cells[cell] == "refused"}
+    assert refused == {cell for cell in cells if cell[1] in REFUSED} | {("GPT-2", "int8")}
+    assert {cells[cell] for cell in set(cells) - refused} == {"✓"}
 
 
 def test_the_table_is_made_from_outcomes():
     from benchmarks.backbone_matrix import table
 
-    cells = {("A", "one"): "passed", ("A", "two"): "failed", ("B", "one"): "skipped"}
-    assert table(cells).splitlines()[2:] == ["| A | ✓ | ✗ |", "| B | skipped | – |"]
+    cells = {("A", "one"): "passed", ("A", "two"): "failed", ("B", "one"): "skipped", ("C", "two"): "refused"}
+    assert table(cells).splitlines()[2:] == ["| A | ✓ | ✗ |", "| B | skipped | – |", "| C | – | refused |"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +16,12 @@ from slm.backbone.prompts import IGNORED, Batch
 from slm.backbone.reparameterize import LearningBinding, Mixture
 from slm.backbone.targets import num_features
 from slm.config import Config, DecodingConfig, IncrementConfig, LearningConfig, RetrievalConfig
+from slm.errors import ConfigError
 from slm.increments.increment import Increment, LowRankPair
 from slm.learning.objectives import answer_objective
 from slm.model import ScalableLM
 from slm.tasks import Task
-from tests.backbone.families import FAMILIES, NUM_BLOCKS, load, save
+from tests.backbone.families import FAMILIES, NUM_BLOCKS, load
 
 PRETRAINED = {"MiniLM": "encoder", "SmolLM2": "causal", "small T5": "sequence-to-sequence"}
 """Real weights: a BERT, a LLaMA, and a T5 trained on packaged texts."""
@@ -39,40 +38,6 @@ ANSWERS = ["business", "sport, of course", "none"]
 every = pytest.mark.parametrize("family", list(KINDS))
 every_writer = pytest.mark.parametrize("family", WRITERS)
 feature = pytest.mark.feature
-
-
-@pytest.fixture(scope="session")
-def folder_of(tmp_path_factory, request) -> Callable[[str], Any]:
-    """Folder of a family's tiny model."""
-    folders: dict[str, Any] = {}
-
-    def find(name: str) -> Any:
-        if name == "small T5":
-            return request.getfixturevalue("small_t5_folder")
-        if name not in folders:
-            folders[name] = save(name, tmp_path_factory.mktemp("family"))
-        return folders[name]
-
-    return find
-
-
-@pytest.fixture(scope="session")
-def backbones() -> dict[str, Backbone]:
-    return {}
-
-
-@pytest.fixture
-def backbone(family, request, backbones, folder_of) -> Backbone:
-    if family == "SmolLM2" and not os.environ.get("SLM_ALL_BACKBONES"):
-        pytest.skip(
-            "SmolLM2 takes a minute here, and other tests hold it to most of this: SLM_ALL_BACKBONES=1"
-        )
-    if family in ("MiniLM", "SmolLM2"):
-        return request.getfixturevalue(family.lower())
-    if family not in backbones:
-        backbones[family] = load(folder_of(family))
-    backbones[family].reparameterizer.release()
-    return backbones[family]
 
 
 def batch_of(backbone: Backbone, prompts: Sequence[str], answers: Sequence[str] | None = None) -> Batch:
@@ -446,3 +411,15 @@ def test_samples_of_a_row_keep_its_mixture(backbone):
     backbone.reparameterizer.release()
     assert one == two != other
     assert all(len({x.text for x in row}) > 1 for row in one)
+
+
+@every_writer
+@feature("assisted generation")
+@pytest.mark.parametrize("name", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_assisted_generation_is_refused_by_name(backbone, name, record_property):
+    record_property("outcome", "refused")
+    with pytest.raises(
+        ConfigError, match=rf"^DecodingConfig: {name} asks for assisted generation, .* refused"
+    ):
+        DecodingConfig(**{name: backbone.model if name == "assistant_model" else 3})
+    assert backbone.model.generation_config.prompt_lookup_num_tokens is None

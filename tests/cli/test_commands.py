@@ -32,6 +32,16 @@ def test_init_makes_a_store_with_the_settings_of_file_and_command_line(slm, tmp_
     assert (made["config"]["retrieval"]["top_k"], made["config"]["retrieval"]["min_weight"]) == (1, 0.1)
 
 
+def test_init_makes_a_store_on_a_quantised_backbone(slm, tmp_path):
+    pytest.importorskip("torchao")
+    made = document(slm("init", tmp_path / "new", "--set", "backbone.quantization=int8", "--json"))
+    assert made["config"]["backbone"]["quantization"] == "int8"
+    wrong = slm("init", tmp_path / "other", "--set", "backbone.quantization=int4")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "quantization must be one of none, int8, bnb-int8, bnb-4bit, got 'int4', did you mean" in wrong.err
+    assert not (tmp_path / "other").exists()
+
+
 def test_init_says_what_comes_next(slm, tmp_path):
     folder = tmp_path / "new"
     result = slm("init", folder, "--backbone", "minilm")

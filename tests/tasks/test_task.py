@@ -138,9 +138,28 @@ def test_a_sample_keeps_the_shares_of_the_labels_and_the_order():
     assert task.sample(1000) == task
 
 
+def test_a_sample_per_label_has_as_many_of_each_and_contains_the_smaller_one():
+    task = make_task(300, 100)
+    few, more = task.sample_per_label(16, seed=3), task.sample_per_label(32, seed=3)
+    assert (count(few.examples, "good"), count(few.examples, "bad")) == (16, 16)
+    assert (few.labels, few.test) == (task.labels, task.test)
+    assert set(few.examples) < set(more.examples) < set(task.examples)
+    assert list(few.examples) == [example for example in task.examples if example in few.examples]
+    assert few != task.sample_per_label(16, seed=4)
+    backwards = dataclasses.replace(task, examples=task.examples[::-1]).sample_per_label(16, seed=3)
+    assert set(backwards.examples) == set(few.examples)
+    assert count(task.sample_per_label(200).examples, "bad") == 100
+    train, validation = more.split(0.5)  # how 16 to learn from and 16 to validate on are had
+    assert [count(part, y) for part in (train, validation) for y in ("good", "bad")] == [16] * 4
+
+
 def test_a_sample_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="num_examples must be at least 1, got 0: raise it"):
-        make_task().sample(0)
+    for sample in (make_task().sample, make_task().sample_per_label):
+        with pytest.raises(ConfigError, match="num_examples must be at least 1, got 0: raise it"):
+            sample(0)
+    free = Task.from_rows("free", [{"prompt": "p", "completion": "c"}])
+    with pytest.raises(TaskError, match="task 'free' is a generation, which has no labels: use sample"):
+        free.sample_per_label(1)
 
 
 def test_a_split_is_disjoint_complete_and_stratified():

@@ -17,6 +17,7 @@ from torch import Tensor
 from slm.backbone.heads import pool_mean, pool_words
 from slm.backbone.merge import Merge
 from slm.backbone.prompts import IGNORED, Batch, Prompt, Renderer, Row
+from slm.backbone.quantization import is_quantised, stored_method, stored_parts
 from slm.backbone.reparameterize import Reparameterizer
 from slm.backbone.targets import choose_targets, find_linear, find_stacks
 from slm.config import BackboneConfig
@@ -60,7 +61,9 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.blocks = find_stacks(model)[0][1]
         self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+        # Of the activations: a quantised weight is no float, or stands for one of another dtype.
+        self.dtype = next(p.dtype for p in model.parameters() if not is_quantised(p))
+        self.quantization = stored_method(model.config)  # the package whose codes the weights are, or None
         if kind is not BackboneKind.ENCODER and tokenizer.eos_token_id is None:
             raise BackboneError(
                 f"the tokenizer of {source!r} has no end token: set one in its tokenizer_config"
@@ -75,7 +78,9 @@ class Backbone:
         self.renderer = _renderer(kind, tokenizer, config, self.window)
         self.fingerprint = _fingerprint(model, tokenizer)
         self._linear = find_linear(model, self._probe())
-        self.reparameterizer = Reparameterizer(model, [x.name for x in self._linear if x.is_bendable])
+        self.reparameterizer = Reparameterizer(
+            model, [x.name for x in self._linear if x.is_bendable], self.dtype
+        )
         self.merged: Merge | None = None  # set by `slm.backbone.merge` alone
         self.lock = threading.RLock()
 
@@ -241,9 +246,13 @@ def _start_id(source: str, model: Any) -> int:
 
 
 def _fingerprint(model: Any, tokenizer: Any, num_samples: int = 512) -> str:
-    """A sha256 that changes with the weights, their shapes or the tokenizer, but not with the dtype."""
+    """A sha256 that changes with the weights, their shapes or the tokenizer, but not with the dtype.
+
+    A quantised copy is another backbone, known by its codes: what one has learned is not exact on the other.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    whole = sorted(model.state_dict().items())
+    for name, tensor in (part for item in whole for part in stored_parts(*item)):
         flat = tensor.detach().flatten()
         step = max(1, flat.numel() // num_samples)
         sample = flat[::step].contiguous().to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes()

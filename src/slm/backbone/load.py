@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.quantization import loading_options, settle
 from slm.config import BackboneConfig
 from slm.errors import BackboneError
 
@@ -113,10 +114,11 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
 
     Args:
         source: an alias (``minilm``, ``smollm2``), a local folder, a ``.gguf`` file or a hub id.
-        config: dtype, device, window and prompt format.
+        config: dtype, device, quantization, window and prompt format.
 
     Raises:
-        BackboneError: nothing can be loaded from ``source``, or it is of a kind slm cannot teach.
+        BackboneError: nothing can be loaded from ``source``, it is of a kind slm cannot teach, or it cannot
+            be quantised as configured.
     """
     config = config or BackboneConfig()
     path = locate(source)
@@ -130,15 +132,18 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
             hf_config = transformers.AutoConfig.from_pretrained(path)
             kind = _kind(source, hf_config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            options = loading_options(source, hf_config, config.quantization, device, dtype)
             auto = getattr(transformers, _AUTO_CLASSES[kind])
-            model = auto.from_pretrained(path, dtype=dtype, **_without_pooler(kind, hf_config))
+            model = auto.from_pretrained(path, **options, **_without_pooler(kind, hf_config))
+            settle(source, model, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
             f"backbone {source!r} cannot be loaded ({reason}): give an alias ({', '.join(ALIASES)}), a "
             "folder with a transformers model, a .gguf file or a hub id that this machine can reach"
         ) from error
-    return Backbone(source, kind, model.to(device), tokenizer, config)
+    placed = model if "device_map" in options else model.to(device)
+    return Backbone(source, kind, placed, tokenizer, config)
 
 
 _AUTO_CLASSES = {

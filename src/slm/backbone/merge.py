@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
+from slm.backbone.quantization import is_quantised
 from slm.backbone.reparameterize import LowRank, Pair, ReparameterizedLinear
 from slm.errors import BackboneError, IncrementError
 
@@ -135,10 +136,10 @@ def _check(layers: Mapping[str, ReparameterizedLinear], increment: LowRank) -> N
                 "it was learned with other targets or another model"
             )
         weight = layers[name].weight
-        if not weight.is_floating_point() or type(weight.data) is not Tensor:
+        if is_quantised(weight):
             raise BackboneError(
                 f"{name} holds quantised weights, into which nothing can be merged exactly: "
-                "load the backbone in float32 or bfloat16"
+                "set backbone.quantization to 'none'"
             )
         if id(weight) in seen:
             raise BackboneError(

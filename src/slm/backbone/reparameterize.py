@@ -197,12 +197,14 @@ class ReparameterizedLinear(nn.Module):
     """A frozen linear layer plus whatever is bound to it; with nothing bound it is the layer itself.
 
     Args:
-        base: torch's linear layer, weight (O, I), or transformers' Conv1D, weight (I, O).
+        base: torch's linear layer, weight (O, I), or transformers' Conv1D, weight (I, O), quantised or not.
+        dtype: of what goes in and comes out; the weight's where it is not given.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.base = base
+        self.dtype = dtype or self.weight.dtype
         # In a tuple, so that torch does not take what is bound for a part of the backbone.
         self._bound: tuple[Binding | None] = (None,)
 
@@ -241,9 +243,15 @@ class ReparameterizedLinear(nn.Module):
 
 
 class Reparameterizer:
-    """Wraps the target layers of one backbone and binds mixtures to them."""
+    """Wraps the target layers of one backbone and binds mixtures to them.
 
-    def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
+    Args:
+        model: the backbone.
+        targets: names of its layers.
+        dtype: of the activations; each weight's own where it is not given.
+    """
+
+    def __init__(self, model: nn.Module, targets: Sequence[str], dtype: torch.dtype | None = None) -> None:
         self.layers: dict[str, ReparameterizedLinear] = {}
         for name in targets:
             parent = model.get_submodule(name.rpartition(".")[0])
@@ -252,7 +260,7 @@ class Reparameterizer:
             if isinstance(base, ReparameterizedLinear):
                 wrapped = base
             elif isinstance(base, LINEAR):
-                wrapped = ReparameterizedLinear(base)
+                wrapped = ReparameterizedLinear(base, dtype)
                 setattr(parent, leaf, wrapped)
             else:
                 raise BackboneError(
@@ -308,13 +316,13 @@ def _gather(name: str, layer: ReparameterizedLinear, mixture: Mixture) -> Bindin
     """Stack the pairs a layer needs along the rank, with s · w folded into B."""
     if all(name not in increment.pairs for increment in mixture.increments):
         return None
-    device, dtype = layer.weight.device, layer.weight.dtype
+    device, dtype = layer.weight.device, layer.dtype
     num_in, num_out = num_features(layer.base)
     rank = max(increment.rank for increment in mixture.increments)
     downs, ups = [], []
     for increment in mixture.increments:
         pair = increment.pairs.get(name)
-        down = layer.weight.new_zeros(num_in, rank)
+        down = torch.zeros(num_in, rank, device=device, dtype=dtype)
         up = torch.zeros(rank, num_out, device=device)
         if pair is not None:
             if pair.A.shape[1] != num_in or pair.B.shape[0] != num_out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -195,6 +195,24 @@ class Task:
             raise ConfigError(f"num_examples must be at least 1, got {num_examples}: raise it")
         return replace(self, examples=draw(self.examples, self.kind, num_examples, seed))
 
+    def sample_per_label(self, num_examples: int, seed: int = 0) -> Task:
+        """Return the task with as many examples of each label: few-shot learning's "16 per class".
+
+        Args:
+            num_examples: examples to keep of each label; a label that has fewer keeps all.
+            seed: chooses the draw, which contains that of a smaller number.
+
+        Raises:
+            ConfigError: num_examples is below 1.
+            TaskError: the task is a generation, which has no labels.
+        """
+        if num_examples < 1:
+            raise ConfigError(f"num_examples must be at least 1, got {num_examples}: raise it")
+        if self.kind is TaskKind.GENERATION:
+            raise TaskError(f"task {self.name!r} is a generation, which has no labels: use sample")
+        shares = dict.fromkeys(self.labels, num_examples)
+        return replace(self, examples=_draw_shares(self.examples, self.kind, shares, seed))
+
     def split(
         self, validation_share: float, seed: int = 0, max_rows: int = 512
     ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -261,11 +279,17 @@ def draw(examples: tuple[Example, ...], kind: TaskKind, num_examples: int, seed:
     """Draw examples in proportion to their labels and return them in their old order."""
     if num_examples >= len(examples):
         return examples
+    sizes = Counter(_stratum(example, kind) for example in examples)
+    return _draw_shares(examples, kind, share_proportionally(num_examples, sizes), seed)
+
+
+def _draw_shares(
+    examples: tuple[Example, ...], kind: TaskKind, shares: Mapping[str, int], seed: int
+) -> tuple[Example, ...]:
     strata: defaultdict[str, list[int]] = defaultdict(list)
     for row, example in enumerate(examples):
         strata[_stratum(example, kind)].append(row)
     ranks = [rank(seed, f"{example.prompt_text}\n{example.target}") for example in examples]
-    shares = share_proportionally(num_examples, {label: len(rows) for label, rows in strata.items()})
     kept = {row for y, rows in strata.items() for row in sorted(rows, key=ranks.__getitem__)[: shares[y]]}
     return tuple(examples[row] for row in sorted(kept))
 
