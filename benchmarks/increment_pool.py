@@ -14,6 +14,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -28,16 +29,18 @@ from slm.store.folders import TaskFolders
 from slm.store.records import describe_task
 
 
-def write_tasks(root: Path, num_tasks: int, num_layers: int, width: int, rank: int) -> list[TaskRecord]:
-    """Folders of tasks with one random increment each."""
+def write_tasks(
+    root: Path, num_tasks: int, shapes: Mapping[str, tuple[int, int]], rank: int
+) -> list[TaskRecord]:
+    """Folders of tasks with one random increment each, for layers of I and O features by name."""
     (root / "tasks").mkdir()
     folders, records = TaskFolders(root), []
     zero = torch.zeros(1, 2, dtype=torch.float64)
     keys = TaskKeys(zero, torch.ones(1, dtype=torch.long), torch.ones(3), radius=1.0)
     for number in range(num_tasks):
         pairs = {
-            f"layers.{i}": LowRankPair(torch.randn(rank, width), torch.randn(width, rank))
-            for i in range(num_layers)
+            name: LowRankPair(torch.randn(rank, num_in), torch.randn(num_out, rank))
+            for name, (num_in, num_out) in shapes.items()
         }
         knowledge = TaskKnowledge(keys, (Increment(pairs, rank, 16.0),))
         record = describe_task(f"task-{number}", "generation", (), 1, knowledge, {})
@@ -51,8 +54,58 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
+def measure(
+    num_tasks: int, num_asked: int, num_layers: int = 8, width: int = 384, rank: int = 8, budget_mib: int = 64
+) -> dict[str, float]:
+    """Write, ask at random: files opened, milliseconds, resident memory."""
+    opened: list[str] = []
+    original, sync = slm.store.values.safe_open, os.fsync
+    slm.store.values.safe_open = lambda file, **o: (opened.append(file), original(file, **o))[1]
+    shapes = {f"layers.{i}": (width, width) for i in range(num_layers)}
+    with tempfile.TemporaryDirectory() as folder:
+        os.fsync = lambda _: None  # only the writing of this benchmark's own files
+        records = write_tasks(Path(folder), num_tasks, shapes, rank)
+        os.fsync = sync
+        folders, pool = TaskFolders(Path(folder)), IncrementPool(budget_mib << 20)
+        draw = random.Random(0)
+        size = pool.get({"first": partial(folders.increment, records[0], 0)})[0].size_bytes
+        pool.drop("first")
+        del opened[:]
+        before, most, misses, hits = resident_mib(), 0.0, [], []
+        for _ in range(num_asked):
+            number = draw.randrange(num_tasks)
+            seen, begun = len(opened), time.perf_counter()
+            pool.get({number: partial(folders.increment, records[number], 0)})
+            (misses if len(opened) > seen else hits).append(1e3 * (time.perf_counter() - begun))
+            most = max(most, resident_mib() - before)
+    slm.store.values.safe_open = original
+    return {
+        "tasks": num_tasks,
+        "increment_mib": size / 2**20,
+        "kept": len(hits),
+        "read": len(misses),
+        "files": len(opened),
+        "read_ms": statistics.median(misses),
+        "kept_ms": statistics.median(hits) if hits else float("nan"),
+        "budget_mib": budget_mib,
+        "pool_mib": pool.size_bytes / 2**20,
+        "resident_mib": most,
+    }
+
+
+def render(found: Mapping[str, float]) -> str:
+    """What was found, in words."""
+    stored = found["tasks"] * found["increment_mib"]
+    return (
+        f"{found['tasks']} tasks, {found['increment_mib']:.3f} MiB each, {stored:.0f} MiB stored. "
+        f"Asked at random: {found['kept']} were kept ({found['kept_ms']:.3f} ms), {found['read']} cost "
+        f"{found['files']} files ({found['read_ms']:.2f} ms).\nBudget {found['budget_mib']} MiB, pool {found['pool_mib']:.1f} MiB, "
+        f"resident memory grew by {found['resident_mib']:.1f} MiB at most."
+    )
+
+
 def main() -> None:
-    """Write, ask at random, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--asked", type=int, default=2_000)
@@ -61,35 +114,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--budget-mib", type=int, default=64)
     args = parser.parse_args()
-    opened: list[str] = []
-    original = slm.store.values.safe_open
-    slm.store.values.safe_open = lambda file, **o: (opened.append(file), original(file, **o))[1]
-    with tempfile.TemporaryDirectory() as folder:
-        os.fsync = lambda _: None  # only the writing of this benchmark's own files
-        records = write_tasks(Path(folder), args.tasks, args.layers, args.width, args.rank)
-        folders, pool = TaskFolders(Path(folder)), IncrementPool(args.budget_mib << 20)
-        draw = random.Random(0)
-        size = pool.get({"first": partial(folders.increment, records[0], 0)})[0].size_bytes
-        pool.drop("first")
-        del opened[:]
-        before, most, misses, hits = resident_mib(), 0.0, [], []
-        for _ in range(args.asked):
-            number = draw.randrange(args.tasks)
-            seen, begun = len(opened), time.perf_counter()
-            pool.get({number: partial(folders.increment, records[number], 0)})
-            (misses if len(opened) > seen else hits).append(1e3 * (time.perf_counter() - begun))
-            most = max(most, resident_mib() - before)
-    stored = args.tasks * size / 2**20
-    print(f"{args.tasks} tasks, {size / 2**20:.3f} MiB each, {stored:.0f} MiB stored")
-    print(f"asked {args.asked} at random: {len(hits)} were kept, {len(misses)} cost {len(opened)} files")
-    print(
-        f"from disk {statistics.median(misses):.2f} ms"
-        + (f", kept {statistics.median(hits):.3f} ms" if hits else "")
-    )
-    print(
-        f"budget {args.budget_mib} MiB, pool {pool.size_bytes / 2**20:.1f} MiB, "
-        f"resident memory grew by {most:.1f} MiB at most"
-    )
+    print(render(measure(args.tasks, args.asked, args.layers, args.width, args.rank, args.budget_mib)))
 
 
 if __name__ == "__main__":

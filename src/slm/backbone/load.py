@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.cache import cache_folder
 from slm.backbone.quantization import loading_options, settle
 from slm.config import BackboneConfig
 from slm.errors import BackboneError
@@ -214,11 +214,6 @@ def choose_dtype(config: BackboneConfig | None = None) -> tuple[torch.device, to
     config = config or BackboneConfig()
     device = _device(config.device)
     return device, _dtype(config.dtype, device)
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: ``$SLM_CACHE``, else ``~/.cache/slm``."""
-    return Path(os.environ.get("SLM_CACHE") or Path.home() / ".cache" / "slm")
 
 
 def _dequantised(path: Path) -> Path:

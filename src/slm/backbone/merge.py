@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
+from slm.backbone.bank import LowRank, Pair
 from slm.backbone.quantization import is_quantised
-from slm.backbone.reparameterize import LowRank, Pair, ReparameterizedLinear
+from slm.backbone.reparameterize import ReparameterizedLinear
 from slm.errors import BackboneError, IncrementError
 
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ def _examine_machine() -> dict[str, Any]:
     import os
     import platform
 
-    from slm.backbone.load import ALIASES, cache_folder, choose_dtype
+    from slm.backbone.cache import cache_folder
+    from slm.backbone.load import ALIASES, choose_dtype
 
     device, dtype = choose_dtype()
     return {

@@ -40,8 +40,14 @@ class LowRankPair:
         return self.A.shape[0]
 
 
+class _Referable:
+    """So that what keeps a copy of an increment can tell whether it is still this very one."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True)
-class Increment:
+class Increment(_Referable):
     """Low-rank pairs by module name, and the scale s = alpha / rank they share.
 
     Attributes:

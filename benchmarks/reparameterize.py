@@ -1,0 +1,301 @@
+"""What re-parameterizing costs: against the frozen model, PEFT, and full weight changes.
+
+    python benchmarks/reparameterize.py
+
+SmolLM2, in the dtype the library chooses on this machine, on a GPU where there is one. Contenders take turns
+in a new order each round; a ratio is the median over rounds of time divided by the frozen model's in that round.
+Writes ``<out>/reparameterize.json`` and ``<out>/reparameterize.md``; ``--quick`` is a smoke test. Where other
+programs keep the processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reparameterize_rivals as rivals
+from reparameterize_growth import measure_growth, measure_pool
+from reparameterize_page import describe_machine, render, render_turns
+from reparameterize_training import measure_training
+
+from slm.backbone.backbone import Backbone
+from slm.backbone.load import load_backbone
+from slm.backbone.merge import merge, unmerge
+from slm.backbone.reparameterize import Mixture
+from slm.increments.increment import Increment, LowRankPair
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    rows: int = 32
+    tokens: int = 128
+    steps: int = 8
+    rounds: int = 5
+    stored: int = 64
+    routed_rows: int = 8
+    routed_tokens: int = 32
+    rank: int = 8
+
+
+QUICK = Sizes(rows=4, tokens=8, steps=2, rounds=2, stored=8, routed_rows=2, routed_tokens=8)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model, what is done before it is asked, and what every forward pass is given beside the tokens."""
+
+    model: nn.Module
+    prepare: Callable[[], object] = lambda: None
+    finish: Callable[[], object] = lambda: None
+    extra: Mapping[str, Any] | None = None
+
+
+def random_increments(backbone: Backbone, targets: Sequence[str], num: int, rank: int) -> list[Increment]:
+    """Increments of the size that learning gives them."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {name: backbone.reparameterizer.layers[name].shape for name in targets}
+    return [
+        Increment(
+            {
+                name: LowRankPair(
+                    torch.randn(rank, num_in, generator=draw) * num_in**-0.5,
+                    0.02 * torch.randn(num_out, rank, generator=draw),
+                )
+                for name, (num_out, num_in) in shapes.items()
+            },
+            rank,
+            2.0 * rank,
+        )
+        for _ in range(num)
+    ]
+
+
+def draw_mixture(increments: Sequence[Increment], num_rows: int) -> tuple[Tensor, Tensor]:
+    """Slots and weights of rows that each mix two increments of their own choice."""
+    draw = torch.Generator().manual_seed(1)
+    slots = torch.stack([torch.randperm(len(increments), generator=draw)[:2] for _ in range(num_rows)])
+    first = 0.5 + 0.5 * torch.rand(num_rows, 1, generator=draw)
+    return slots, torch.cat([first, 1 - first], dim=1)
+
+
+def mixture_of(increments: Sequence[Increment], slots: Tensor, weights: Tensor) -> Mixture:
+    """A mixture of only those increments that are in use."""
+    used, inverse = slots.unique(return_inverse=True)
+    return Mixture([increments[int(slot)] for slot in used], inverse, weights)
+
+
+CLOCK: list[Callable[[], float]] = [time.perf_counter]
+"""What tells the time."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ask(contender: Contender, ids: Tensor, num_steps: int, is_cached: bool = True) -> dict[str, float]:
+    """Seconds of binding, of the pass over the prompts, and of one decoding step (the median of several)."""
+    extra, device = dict(contender.extra or {}), ids.device
+    marks = [CLOCK[0]()]
+
+    def lap() -> float:
+        synchronize(device)
+        marks.append(CLOCK[0]())
+        return marks[-1] - marks[-2]
+
+    contender.prepare()
+    found = {"bind": lap()}
+    mask = torch.ones(len(ids), ids.shape[1] + num_steps, dtype=torch.long, device=device)
+    cache = DynamicCache() if is_cached else None
+    options = {"logits_to_keep": 1, "use_cache": is_cached, **extra}
+    if is_cached:
+        options["past_key_values"] = cache
+    contender.model(input_ids=ids, attention_mask=mask[:, : ids.shape[1]], **options)
+    found["prefill"] = lap()
+    steps = []
+    for step in range(num_steps):
+        given = ids[:, -1:] if is_cached else torch.cat([ids, ids[:, : step + 1]], dim=1)
+        contender.model(input_ids=given, attention_mask=mask[:, : ids.shape[1] + step + 1], **options)
+        steps.append(lap())
+    if steps:
+        found["decode"] = statistics.median(steps)
+    found["request"] = found["bind"] + found["prefill"]
+    contender.finish()
+    return found
+
+
+@torch.inference_mode()
+def take_turns(
+    contenders: Mapping[str, Contender], ids: Tensor, num_steps: int, num_rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Per contender and phase: median seconds, and the median over rounds of the ratio to the first one."""
+    rounds: list[dict[str, dict[str, float]]] = []
+    order, shuffle = list(contenders), random.Random(0)
+    for number in range(num_rounds + 1):
+        shuffle.shuffle(order)
+        found = {name: ask(contenders[name], ids, num_steps) for name in order}
+        if number:  # the first round warms up
+            rounds.append(found)
+    first = next(iter(contenders))
+    table: dict[str, dict[str, Any]] = {}
+    for name in contenders:
+        table[name] = {}
+        for phase in rounds[0][name]:
+            seconds = [one[name][phase] for one in rounds]
+            base = "prefill" if phase == "request" else phase
+            ratios = sorted(one[name][phase] / one[first][base] for one in rounds) if phase != "bind" else []
+            table[name][phase] = {"seconds": statistics.median(seconds)}
+            if ratios:
+                table[name][phase] |= {"ratio": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
+    return table
+
+
+def measure_layers(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Tensor) -> dict[str, Any]:
+    """Figures 1 and 2 (mixed batch): ours and PEFT's on the layers of a batch, beside the frozen model."""
+    found: dict[str, Any] = {}
+    bound = backbone.reparameterizer
+    for which in ("all-linear", "attention-output"):
+        increments = random_increments(backbone, backbone.targets(which, 0), sizes.stored, sizes.rank)
+        mixed = mixture_of(increments, *draw_mixture(increments, sizes.rows))
+        alike = torch.zeros(sizes.rows, 1, dtype=torch.long)
+        same = Mixture(increments[:1], alike, torch.ones(sizes.rows, 1))
+        pair = Mixture(increments[:2], alike + torch.arange(2), torch.full((sizes.rows, 2), 0.5))
+        own = [str(row % sizes.stored) for row in range(sizes.rows)]
+        distinct = increments[: min(sizes.rows, sizes.stored)]
+        peft = rivals.with_adapters(copy.deepcopy(frozen), distinct, backbone.dtype)
+
+        def cold(mixture: Mixture = mixed) -> None:
+            bound.bank.clear()
+            bound.bind(mixture)
+
+        contenders = {
+            "frozen": Contender(frozen),
+            "every row its own two": Contender(backbone.model, lambda m=mixed: bound.bind(m), bound.release),
+            "the same, none of them loaded": Contender(backbone.model, cold, bound.release),
+            "all rows one task": Contender(backbone.model, lambda m=same: bound.bind(m), bound.release),
+            "all rows the same two": Contender(backbone.model, lambda m=pair: bound.bind(m), bound.release),
+            "merged": Contender(
+                backbone.model, lambda x=increments[0]: merge(backbone, x), lambda: unmerge(backbone)
+            ),
+            "PEFT, every row its own one": Contender(peft, extra={"adapter_names": own}),
+        }
+        found[which] = take_turns(contenders, ids, sizes.steps, sizes.rounds)
+        print(render_turns(which, found[which]), flush=True)
+        del peft, contenders
+        gc.collect()
+    return found
+
+
+@torch.inference_mode()
+def measure_routed(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Tensor) -> dict[str, Any]:
+    """Figure 2 (X-LoRA, Arrow, full weight changes), on a batch small enough for them."""
+    increments = random_increments(backbone, backbone.targets("all-linear", 0), sizes.stored // 2, sizes.rank)
+    slots, weights = draw_mixture(increments, len(ids))
+    mixed, bound = mixture_of(increments, slots, weights), backbone.reparameterizer
+    found: dict[str, Any] = {}
+
+    def note(name: str, contender: Contender, is_cached: bool = True) -> None:
+        ask(contender, ids, 1, is_cached)
+        runs = [ask(contender, ids, 3, is_cached) for _ in range(max(1, sizes.rounds // 2))]
+        found[name] = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
+        gc.collect()
+        found[name]["peak_mib"] = peak_mib(lambda: ask(contender, ids, 1, is_cached), ids.device)
+        print(f"{name}: {found[name]}", flush=True)
+
+    note("frozen", Contender(frozen))
+    note("every row its own two", Contender(backbone.model, lambda: bound.bind(mixed), bound.release))
+    full = rivals.with_full_changes(copy.deepcopy(frozen), increments, slots, weights)
+    note("full weight changes", Contender(full))
+    del full
+    with tempfile.TemporaryDirectory() as folder:
+        folders = rivals.save_adapters(frozen, increments, Path(folder))
+        note("PEFT Arrow", Contender(rivals.arrow(copy.deepcopy(frozen), folders)))
+        note("PEFT X-LoRA (no cache)", Contender(rivals.x_lora(copy.deepcopy(frozen), folders)), False)
+    return found
+
+
+def peak_mib(action: Callable[[], object], device: torch.device) -> float:
+    """How far memory rises above where it stands, while an action runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return float("nan")
+
+    def read(field: str) -> float:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) / 1024
+
+    before = read("VmRSS")
+    action()
+    return read("VmHWM") - before
+
+
+PARTS = ("layers", "routed", "training", "growth", "pool")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see whether it runs")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of wall time")
+    options = parser.parse_args()
+    if options.processor_time:
+        torch.set_num_threads(1)
+        CLOCK[0] = time.process_time
+    sizes = QUICK if options.quick else Sizes()
+    rivals.quietly()
+    backbone = load_backbone("smollm2")
+    frozen = rivals.plain_copy(backbone)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 40_000, (sizes.rows, sizes.tokens), generator=draw).to(backbone.device)
+    found: dict[str, Any] = {"machine": describe_machine(backbone, CLOCK[0].__name__), "sizes": asdict(sizes)}
+    measures: dict[str, Callable[[], Any]] = {
+        "layers": lambda: measure_layers(backbone, frozen, sizes, ids),
+        "routed": lambda: measure_routed(
+            backbone, frozen, sizes, ids[: sizes.routed_rows, : sizes.routed_tokens]
+        ),
+        "training": lambda: measure_training(backbone, frozen, options.quick, (CLOCK[0], peak_mib)),
+        "growth": lambda: measure_growth(options.quick, CLOCK[0]),
+        "pool": lambda: measure_pool(options.quick),
+    }
+    for name in options.parts:
+        begun = time.perf_counter()
+        found[name] = measures[name]()
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+        gc.collect()
+    page = render({"layers": {}, **found})
+    print(page)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "reparameterize.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / "reparameterize.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

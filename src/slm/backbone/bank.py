@@ -1,0 +1,213 @@
+"""The bank: the low-rank pairs in use, stacked layer by layer in the backbone's dtype and layout.
+
+Every increment in use has one slot, the same in all layers. A batch says which slots its rows use; nothing
+is copied per row. What a request leaves behind stays for the next one: asking the same tasks again binds
+without copying, and the tensors keep their addresses and shapes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from slm.backbone.targets import num_features
+from slm.errors import IncrementError
+
+KEPT_BYTES = 512 << 20
+"""A bank larger than this is let go between requests."""
+
+
+@runtime_checkable
+class Pair(Protocol):
+    """What a low-rank pair looks like from here: A (R, I) and B (O, R)."""
+
+    @property
+    def A(self) -> Tensor: ...  # noqa: N802, D102
+    @property
+    def B(self) -> Tensor: ...  # noqa: N802, D102
+
+
+@runtime_checkable
+class LowRank(Protocol):
+    """What an increment looks like from here."""
+
+    @property
+    def pairs(self) -> Mapping[str, Pair]: ...  # noqa: D102
+    @property
+    def rank(self) -> int: ...  # noqa: D102
+    @property
+    def scale(self) -> float: ...  # noqa: D102
+
+
+@final
+class Shelf:
+    """One layer's pairs, slot by slot.
+
+    Attributes:
+        down: (S, R, I), A of each slot; empty until an increment in use changes the layer.
+        up: (S, R, O), s · B of each slot, transposed.
+
+    Args:
+        name: of the layer.
+        layer: the frozen layer.
+        dtype: of the activations, where the weight's own says nothing of them (it is quantised).
+    """
+
+    def __init__(self, name: str, layer: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.name = name
+        self.num_in, self.num_out = num_features(layer)
+        self._weight: Tensor = layer.weight  # type: ignore[assignment]
+        self._dtype = dtype
+        self.down, self.up = self._zeros(0, 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer computes."""
+        return self._weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pairs are kept in, that of the activations."""
+        return self._dtype or self._weight.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held."""
+        return sum(half.numel() * half.element_size() for half in (self.down, self.up))
+
+    def reserve(self, num_slots: int, rank: int) -> None:
+        """Make room, all zero, unless it is there."""
+        if not len(self.down):
+            self.down, self.up = self._zeros(num_slots, rank)
+
+    def write(self, slots: Int[Tensor, " n"], increments: Sequence[LowRank]) -> None:
+        """Put the pairs of n increments into slots; one without a pair for this layer becomes zero.
+
+        Raises:
+            IncrementError: a pair does not fit the layer.
+        """
+        rank = self.down.shape[1]
+        nothing = torch.zeros(rank, max(self.num_in, self.num_out))
+        downs, ups = [], []
+        for increment in increments:
+            pair = increment.pairs.get(self.name)
+            if pair is not None and (pair.A.shape[1], pair.B.shape[0]) != (self.num_in, self.num_out):
+                raise IncrementError(
+                    f"increment at {self.name} maps {pair.A.shape[1]} to {pair.B.shape[0]} features, the "
+                    f"layer {self.num_in} to {self.num_out}: it belongs to another backbone"
+                )
+            downs.append(nothing[:, : self.num_in] if pair is None else pair.A)
+            ups.append(nothing[:, : self.num_out] if pair is None else pair.B.T)
+        scales = torch.tensor([increment.scale for increment in increments], device=self.device)
+        self.down.index_copy_(0, slots, self._stack(downs, rank).to(self.dtype))
+        # Scaled before it is rounded.
+        self.up.index_copy_(0, slots, (self._stack(ups, rank).float() * scales[:, None, None]).to(self.dtype))
+
+    def _zeros(self, num_slots: int, rank: int) -> tuple[Tensor, Tensor]:
+        """(S, R, I) and (S, R, O)."""
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        sizes = (self.num_in, self.num_out)
+        down, up = (torch.zeros(num_slots, rank, size, **options) for size in sizes)
+        return down, up
+
+    def _stack(self, halves: Sequence[Tensor], rank: int) -> Float[Tensor, "n R F"]:
+        """Halves of up to R rows, filled up with zeros."""
+        if any(len(half) < rank for half in halves):
+            halves = [nn.functional.pad(half, (0, 0, 0, rank - len(half))) for half in halves]
+        return torch.stack([half.to(self.device) for half in halves])
+
+
+@final
+class Bank:
+    """Slots for the increments in use, in every layer.
+
+    Args:
+        layers: frozen linear layers by name.
+        dtype: of the activations; each weight's own where it is not given.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> None:
+        self._layers, self._dtype = layers, dtype
+        self.clear()
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self.shelves = {name: Shelf(name, layer, self._dtype) for name, layer in self._layers.items()}
+        self._kept: list[weakref.ref[LowRank] | None] = []
+        self.rank = 0
+
+    @property
+    def num_slots(self) -> int:
+        """S, the slots there are."""
+        return len(self._kept)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held."""
+        return sum(shelf.size_bytes for shelf in self.shelves.values())
+
+    def trim(self) -> None:
+        """Let everything go when it is large."""
+        if self.size_bytes > KEPT_BYTES:
+            self.clear()
+
+    @torch.inference_mode(False)  # what is kept must serve learning and other requests too
+    @torch.no_grad()
+    def load(self, increments: Sequence[LowRank]) -> list[int]:
+        """The slot of each of some increments; those that have none are written.
+
+        Raises:
+            IncrementError: an increment does not fit a layer; the bank is empty then.
+        """
+        wanted = {id(increment): increment for increment in increments}
+        rank = max(increment.rank for increment in increments)
+        if len(wanted) > self.num_slots or rank > self.rank:
+            # Powers of two, so that few shapes are ever seen.
+            num_slots = max(self.num_slots, 1 << (len(wanted) - 1).bit_length())
+            rank = max(rank, self.rank)
+            self.clear()
+            self._kept, self.rank = [None] * num_slots, rank
+        alive = {id(found): slot for slot, kept in enumerate(self._kept) if kept and (found := kept())}
+        slots = {key: alive[key] for key in wanted if key in alive}
+        free = self._free(set(slots.values()))
+        new = {key: next(free) for key in wanted if key not in slots}
+        if new:
+            self._write([wanted[key] for key in new], list(new.values()))
+        slots |= new
+        return [slots[id(increment)] for increment in increments]
+
+    def _free(self, used: set[int]) -> Iterator[int]:
+        """Slots that may be written, those whose increment is gone first."""
+
+        def is_alive(slot: int) -> bool:
+            kept = self._kept[slot]
+            return kept is not None and kept() is not None
+
+        return iter(sorted((slot for slot in range(self.num_slots) if slot not in used), key=is_alive))
+
+    def _write(self, increments: Sequence[LowRank], slots: Sequence[int]) -> None:
+        changed = {name for increment in increments for name in increment.pairs}
+        try:
+            for name, shelf in self.shelves.items():
+                if name in changed:
+                    shelf.reserve(self.num_slots, self.rank)
+                if len(shelf.down):
+                    shelf.write(torch.tensor(slots, device=shelf.device), increments)
+        except BaseException:
+            self.clear()
+            raise
+        for slot, increment in zip(slots, increments, strict=True):
+            self._kept[slot] = _reference(increment)
+
+
+def _reference(increment: LowRank) -> weakref.ref[LowRank] | None:
+    """A way to see later that it is this very increment; None where its class has none."""
+    try:
+        return weakref.ref(increment)
+    except TypeError:
+        return None

@@ -1,0 +1,215 @@
+"""What is bound to a layer: the change of its output, computed in one of four ways.
+
+All give the same sums; which one is taken depends on sizes and the device (``docs/method.md`` section 3).
+
+    kernel    each row's pairs read where they lie in the bank, one call a layer: few tokens on a CPU
+    stacked   the increments in use in one stack for all rows, each row's weights as a mask in between
+    gathered  each row's own pairs gathered from the bank, then two batched products
+    bags      as the kernel, by embedding bags: one token a row on a CPU without a compiler
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from slm.backbone.bank import Shelf
+from slm.backbone.kernel import MAX_RANK, num_threads, row_kernel
+from slm.errors import BackboneError
+
+MAX_KERNEL_TOKENS = 4
+"""Tokens a row up to which the kernel is the cheapest way where rows differ."""
+
+MAX_KERNEL_ALIKE = 64
+"""Tokens of all rows together up to which it is where rows are alike."""
+
+STACKED_EXCESS = 2
+"""How many times K·R the rank U·R of the stack may be to be cheaper than gathering."""
+
+_bags_up = torch.ops.aten._embedding_bag_forward_only
+# The gradient of embedding bags by their weights is a product with rows chosen by index: A x without a copy.
+_bags_down = torch.ops.aten._embedding_bag_per_sample_weights_backward
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """The change of one layer's output for the batch at hand."""
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """The output y (B, T, O) plus the change for the input x (B, T, I); y may be written to."""
+        ...
+
+
+@final
+class Rows:
+    """Which increments the rows of a batch use, how much of each, and where they lie in the bank.
+
+    Nothing here depends on what the bank holds besides, nor on which slots were free: the same mixture gives
+    the same bits whatever was asked before.
+
+    Args:
+        index: (B, K) int64, numbers of the mixture's increments.
+        weights: (B, K) float32.
+        places: (U) int64, the slot of each increment.
+        rank: R, the largest of the increments'; the bank's may be larger.
+    """
+
+    def __init__(
+        self,
+        index: Int[Tensor, "B K"],
+        weights: Float[Tensor, "B K"],
+        places: Int[Tensor, " U"],
+        rank: int,
+    ) -> None:
+        self.rank, self.num_rows = rank, len(index)
+        self.row_rank = index.shape[1] * rank  # K·R
+        self.is_shared = bool((index == index[:1]).all() and (weights == weights[:1]).all())
+        if self.is_shared:
+            index, weights = index[:1], weights[:1]
+        self._index, self._places = index, places
+        self.slots, self.weights = places[index].contiguous(), weights.contiguous()
+        used = index[0] if self.is_shared else index[weights > 0].unique()  # type: ignore[no-untyped-call]
+        self.used: Int[Tensor, " U"] = places[used]
+        self.is_stackable = self.is_shared or len(self.used) * rank <= STACKED_EXCESS * self.row_rank
+        # What layers have in common is computed once.
+        self._spread: dict[torch.dtype, Tensor] = {}
+        self._mask: dict[torch.dtype, Tensor] = {}
+        self._bags: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on another device."""
+        for name in ("_index", "_places", "slots", "weights", "used"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def select(self, rows: Int[Tensor, " b"]) -> Rows:
+        """Some of the rows, in this order."""
+        if self.is_shared:
+            rows = torch.zeros_like(rows)
+        return Rows(self._index[rows], self.weights[rows], self._places, self.rank)
+
+    def spread(self, dtype: torch.dtype) -> Float[Tensor, "B KR"]:
+        """Each slot's weight, once for each of its ranks."""
+        if dtype not in self._spread:
+            self._spread[dtype] = self.weights.repeat_interleave(self.rank, 1).to(dtype)
+        return self._spread[dtype]
+
+    def mask(self, dtype: torch.dtype) -> Float[Tensor, "B UR"]:
+        """The weights of all slots in use, zero where a row does not use one."""
+        if dtype not in self._mask:
+            share = (self.slots[:, :, None] == self.used).to(self.weights.dtype) * self.weights[:, :, None]
+            self._mask[dtype] = share.sum(1).repeat_interleave(self.rank, 1).to(dtype)
+        return self._mask[dtype]
+
+    def bags(self, stride: int) -> tuple[Int[Tensor, " BKR"], Int[Tensor, " B"], Int[Tensor, " BKR"]]:
+        """For bags of a shelf's (S·stride, F), int32: what is read, where each bag begins, whose it is."""
+        if stride not in self._bags:
+            ranks = torch.arange(self.rank, device=self.slots.device)
+            index = (self.slots[:, :, None] * stride + ranks).flatten().int()
+            owners = torch.arange(len(self.slots), device=index.device, dtype=torch.int32)
+            begins = owners * self.row_rank
+            self._bags[stride] = index, begins, owners.repeat_interleave(self.row_rank)
+        return self._bags[stride]
+
+
+@final
+class RowBinding:
+    """The change of one layer, each row with its own mixture.
+
+    Args:
+        shelf: the layer's pairs.
+        rows: the batch.
+    """
+
+    __slots__ = ("_gathered", "_kernel", "_rows", "_shelf", "_stacked")
+
+    def __init__(self, shelf: Shelf, rows: Rows) -> None:
+        self._shelf, self._rows = shelf, rows
+        is_small = shelf.device.type == "cpu" and rows.row_rank <= MAX_RANK
+        self._kernel = row_kernel(shelf.dtype) if is_small else None
+        self._stacked: tuple[Tensor, Tensor] | None = None
+        self._gathered: tuple[Tensor, Tensor] | None = None
+
+    def select(self, rows: Rows) -> RowBinding:
+        """The same layer for other rows."""
+        return RowBinding(self._shelf, rows)
+
+    def add(self, y: Float[Tensor, "... O"], x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """The output y plus Σ_k w_bk s_k B_k A_k x_b for row b; y may be written to."""
+        rows = self._rows
+        if not rows.is_shared and (x.ndim != 3 or x.shape[0] != rows.num_rows):
+            raise BackboneError(
+                f"a layer got input of shape {tuple(x.shape)} while {rows.num_rows} rows are bound: "
+                "give one input per row, and select a row as often as it has beams or samples"
+            )
+        is_plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+        if not is_plain and self._kernel is not None and self._is_kernel_cheapest(x, y):
+            return self._add_by_kernel(y, x)
+        if rows.is_stackable:
+            return self._add_stacked(y, x)
+        if not is_plain and x.shape[1] == 1 and x.device.type == "cpu":
+            return self._add_bags(y, x)
+        return self._add_gathered(y, x)
+
+    def _is_kernel_cheapest(self, x: Tensor, y: Tensor) -> bool:
+        if self._rows.is_shared:
+            is_small = x.numel() <= MAX_KERNEL_ALIKE * x.shape[-1]
+        else:
+            is_small = x.shape[1] <= MAX_KERNEL_TOKENS
+        has_layout = x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == self._shelf.dtype
+        return is_small and has_layout
+
+    def _add_by_kernel(self, y: Tensor, x: Tensor) -> Tensor:
+        """One call that reads the pairs where they lie."""
+        assert self._kernel is not None
+        rows, down, up = self._rows, self._shelf.down, self._shelf.up
+        num_rows, num_slots = rows.slots.shape
+        num_in, num_out = x.shape[-1], y.shape[-1]
+        num_tokens = x.numel() // (num_rows * num_in)
+        pointers = (half.data_ptr() for half in (x, y, down, up, rows.slots, rows.weights))
+        sizes = (num_rows, num_tokens, num_slots, rows.rank, down.shape[1], num_in, num_out)
+        threads = num_threads(num_rows * num_tokens * rows.row_rank * (num_in + num_out))
+        self._kernel(*pointers, *sizes, threads)
+        return y
+
+    def _add_stacked(self, y: Tensor, x: Tensor) -> Tensor:
+        """Two plain products with all increments in use."""
+        rows = self._rows
+        if self._stacked is None:
+            down, up = (half.index_select(0, rows.used).flatten(0, 1) for half in self._halves())
+            if rows.is_shared:
+                up = (up * rows.spread(torch.float32)[0, :, None]).to(up.dtype)
+            self._stacked = down, up
+        down, up = self._stacked
+        half = nn.functional.linear(x, down)
+        if not rows.is_shared:
+            half = half * rows.mask(half.dtype)[:, None]
+        return y.flatten(0, -2).addmm_(half.flatten(0, -2), up).view(y.shape)
+
+    def _add_gathered(self, y: Tensor, x: Tensor) -> Tensor:
+        """Two batched products with each row's own pairs."""
+        rows = self._rows
+        down, up = self._gathered or (
+            half.index_select(0, rows.slots.flatten()).view(rows.num_rows, rows.row_rank, -1)
+            for half in self._halves()
+        )
+        if x.device.type != "cpu":
+            self._gathered = down, up  # decoding steps come this way too
+        half = torch.bmm(x, down.transpose(1, 2)) * rows.spread(x.dtype)[:, None]
+        return y.baddbmm_(half, up)
+
+    def _add_bags(self, y: Tensor, x: Tensor) -> Tensor:
+        """Embedding bags over the bank."""
+        down, up = (half.flatten(0, 1) for half in (self._shelf.down, self._shelf.up))
+        index, begins, owners = self._rows.bags(self._shelf.down.shape[1])
+        half = _bags_down(x[:, 0], down, index, begins, owners, 0, -1)
+        half = half.to(x.dtype) * self._rows.spread(x.dtype).flatten()
+        change = _bags_up(up, index, begins, False, 0, False, half, False, -1)[0]
+        return y.add_(change[:, None])
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """(S, R, I) and (S, R, O), without what the bank has room for beyond R."""
+        return self._shelf.down[:, : self._rows.rank], self._shelf.up[:, : self._rows.rank]
