@@ -34,7 +34,7 @@ from slm.tasks.packaged import question_languages
 
 OWN_PRODUCT = "bnb-int8, its own product"
 """bitsandbytes' LLM.int8(), which slm does not use: activations are quantised as well."""
-PRESETS = {"full": {"rounds": 9, "train": 200, "test": 200}, "quick": {"rounds": 3, "train": 60, "test": 40}}
+PRESETS = {"full": {"rounds": 9, "train": 200, "test": 200}, "quick": {"rounds": 3, "train": 40, "test": 30}}
 PROMPTS = [
     "Shares rose.",
     "The striker scored twice in the second half before the rain stopped the match for good.",

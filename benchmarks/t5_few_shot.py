@@ -82,6 +82,7 @@ def settings(seed: int) -> Config:
             validation_share=0.5,
             is_truncating=True,
             seed=seed,
+            has_progress=False,
         ),
     )
 
@@ -128,6 +129,7 @@ def run_seed(
     source = ScalableLM.create(root / "source", backbone, settings(seed))
     with timed(f"seed {seed}, learning"):
         reports = [source.learn(task).as_dict() for task in drawn]
+    options = {"limit": args.test, "seed": seed, "is_truncating": True, "has_progress": False}
     orders = []
     for number, names in enumerate(ORDERS, start=1):
         # Learning looks at nothing but the task itself: in another order it would give the same bytes.
@@ -135,10 +137,10 @@ def run_seed(
         arrive_in_order(source, model, names)
         ordered = drawn.order(names)
         with timed(f"seed {seed}, order {number}"):
-            ours = model.evaluate(ordered, limit=args.test, seed=seed, is_truncating=True).as_dict()
+            ours = model.evaluate(ordered, **options).as_dict()
         if number == 1:
             eager = model.restricted(names, is_abstaining=False)
-            answering = eager.evaluate(ordered, limit=args.test, seed=seed, is_truncating=True).as_dict()
+            answering = eager.evaluate(ordered, **options).as_dict()
         orders.append({"order": names, **ours})
     with timed(f"seed {seed}, frozen"):
         frozen = frozen_scores(backbone, drawn, args.test, seed)
@@ -158,7 +160,8 @@ def run_free_text(args: argparse.Namespace, backbone: Backbone, stream: Stream, 
     with timed("free text"):
         report = model.learn(task, num_epochs=args.free_epochs, validation_share=0.1)
         five = Stream((*stream.order(ORDERS[0]), task))
-        found = model.evaluate(five, limit=args.test, is_truncating=True, max_new_tokens=64).as_dict()
+        options = {"limit": args.test, "is_truncating": True, "has_progress": False}
+        found = model.evaluate(five, max_new_tokens=64, **options).as_dict()
         frozen = frozen_scores(backbone, Stream((task,)), args.test, 0)[task.name]
         shown = [prompt_of(example) for example in task.test[:3]]
         texts = [answer.text for answer in model.ask(shown, max_new_tokens=64, is_truncating=True)]
