@@ -1,0 +1,99 @@
+"""Where queries and keys of the gaussian form lie: the subspace in which keys differ (method section 2b)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from slm.retrieval.keys import TaskKeys, shrink, unpack
+
+_SAME = 1e-9
+"""Whitened distance between keys below which they count as one place."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianSpace:
+    """Where queries and keys lie (method section 2b), fitted once per set of tasks.
+
+    Attributes:
+        centre: (C,) float64, μ_0, the mean of all rows.
+        factor: (C, C) float64, lower triangle L of the pooled shrunk covariance Σ = L Lᵀ.
+        rho: the weight of its shrinkage.
+        num_rows: rows of all tasks.
+        projection: (C, J) float64, W, onto the subspace in which the keys differ.
+        shares: (J,) float64, 1 / (1 + s_j²), how much of a squared coordinate the pooled whole explains.
+        is_plain: nothing tells the tasks apart, so J = C, the distance is Mahalanobis's and shares are zero.
+    """
+
+    centre: Float[Tensor, " C"]
+    factor: Float[Tensor, "C C"]
+    rho: float
+    num_rows: float
+    projection: Float[Tensor, "C J"]
+    shares: Float[Tensor, " J"]
+    is_plain: bool
+
+    def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
+        """Y = Wᵀ (q − μ_0) of each row, (B, J) float64."""
+        return (queries.to(torch.float64) - self.centre) @ self.projection
+
+
+def fit_space(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"]) -> GaussianSpace:
+    """The subspace in which the keys differ, whitened by the pooled covariance (method section 2b).
+
+    Args:
+        tasks: keys and statistics of each task; their scatters are not read.
+        scatter_sum: (P,) float64, packed sum of the tasks' scatters.
+    """
+    means = torch.cat([t.means for t in tasks])
+    counts = torch.cat([t.counts for t in tasks]).to(torch.float64)
+    num_rows, num_channels = float(counts.sum()), means.shape[1]
+    covariance, rho = shrink(unpack(scatter_sum, num_channels) / num_rows, num_rows)
+    factor = torch.linalg.cholesky(covariance)
+    centre = (counts[:, None] * means).sum(0) / num_rows
+    directions, squares = _directions(means - centre, counts / num_rows, factor)
+    is_plain = len(tasks) == 1 or not len(squares)
+    if is_plain:  # no whole to be relative to
+        directions = torch.eye(num_channels, dtype=torch.float64)
+    return GaussianSpace(
+        centre=centre,
+        factor=factor,
+        rho=rho,
+        num_rows=num_rows,
+        projection=torch.linalg.solve_triangular(factor.T, directions, upper=True),
+        shares=torch.zeros(num_channels, dtype=torch.float64) if is_plain else 1 / (1 + squares),
+        is_plain=is_plain,
+    )
+
+
+def _directions(away: Tensor, shares: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal directions, (C, J), of the keys whitened by L⁻¹, and their s_j², (J,), largest first.
+
+    From a symmetric eigenproblem of size min(C, N): with fewer keys than channels it is solved in an
+    orthonormal basis of the span of the keys. A direction in which the keys do not differ is harmless, its
+    s_j² being zero to rounding; so none has to be told from it by a tolerance.
+
+    Args:
+        away: (N, C) float64, keys minus their mean.
+        shares: (N,) float64, share of all rows behind each key.
+        factor: (C, C) float64, L.
+    """
+    num_keys, num_channels = away.shape
+    if num_keys < num_channels:
+        spread = torch.linalg.solve_triangular(factor, (away * shares.sqrt()[:, None]).T, upper=False)
+        basis = torch.linalg.qr(spread)[0]
+        inside = basis.T @ spread
+        scatter = inside @ inside.T
+    else:
+        half = torch.linalg.solve_triangular(factor, away.T @ (away * shares[:, None]), upper=False)
+        scatter = torch.linalg.solve_triangular(factor, half.T, upper=False)
+        basis = None
+    squares, directions = torch.linalg.eigh((scatter + scatter.T) / 2)
+    squares, directions = squares.flip(0), directions.flip(1)
+    kept = squares > _SAME**2
+    directions = directions[:, kept] if basis is None else basis @ directions[:, kept]
+    return directions, squares[kept]
