@@ -73,8 +73,6 @@ READINGS = (
     Reading("smollm2-means", "smollm2", RetrievalConfig(pooling="mean", layers=(2, 6))),
     Reading("smollm2-more-layers", "smollm2", RetrievalConfig(pooling="mean", layers=(0, 2, 4, 6))),
 )
-BOTH = "minilm + smollm2"
-"""Queries of both backbones side by side."""
 
 
 def arguments() -> argparse.Namespace:
@@ -87,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=500, help="training rows per task")
     parser.add_argument("--test", type=int, default=200, help="test rows per task")
     parser.add_argument("--learned-test", type=int, default=100, help="test rows per task of part two")
+    parser.add_argument("--keep", action="store_true", help="measure only what the files do not hold yet")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -116,20 +115,12 @@ def read_queries(readings: Sequence[Reading], stream: Stream) -> dict[str, Split
 
 
 def all_queries(wanted: Sequence[Reading], stream: Stream) -> Iterator[tuple[Reading, Splits]]:
-    """Every reading with its queries; the whole readings of two backbones also side by side."""
-    whole: list[Splits] = []
+    """Every reading with its queries, one backbone after the other."""
     for backbone in dict.fromkeys(reading.backbone for reading in wanted):
         own = [reading for reading in wanted if reading.backbone == backbone]
         found = read_queries(own, stream)
-        whole += [found[reading.name] for reading in own if reading.is_whole]
         for reading in own:
             yield reading, found[reading.name]
-    if len(whole) == 2:
-        first, second = whole
-        joined = {
-            n: tuple(torch.cat(pair, 1) for pair in zip(first[n], second[n], strict=True)) for n in first
-        }
-        yield Reading(BOTH, "", RetrievalConfig()), joined  # type: ignore[misc]
 
 
 def measure_reading(
@@ -137,9 +128,10 @@ def measure_reading(
 ) -> dict[str, Any]:
     """Everything about one way to read the query."""
     keys = {name: keys_of(train) for name, (train, _) in splits.items()}
-    found: dict[str, Any] = {"routing": routing(splits, keys)}
-    if reading.name != BOTH:
-        found["abstention"] = abstention(splits, keys, args.seed)
+    found: dict[str, Any] = {
+        "routing": routing(splits, keys),
+        "abstention": abstention(splits, keys, args.seed, reading.is_whole),
+    }
     if not reading.is_whole:
         return found
     labels = {task.name: [e.target or "" for e in task.examples] for task in stream}
@@ -165,7 +157,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     parts = args.parts.split(",")
     file = args.out / "retrieval.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() and len(parts) < 3 else {}
+    results: dict[str, Any] = json.loads(file.read_text()) if args.keep and file.exists() else {}
 
     def keep() -> None:
         file.write_text(json.dumps(results, indent=1) + "\n")
@@ -177,8 +169,8 @@ def main() -> None:
     if "routing" in parts:
         names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
         stream = Stream.load(args.data, names, limit=args.train, test_limit=args.test, seed=args.seed)
-        wanted = [reading for reading in READINGS if reading.name in args.readings.split(",")]
-        results["readings"] = {}
+        known = results.setdefault("readings", {})
+        wanted = [r for r in READINGS if r.name in args.readings.split(",") and r.name not in known]
         for reading, splits in all_queries(wanted, stream):
             begun = time.perf_counter()
             results["readings"][reading.name] = measure_reading(reading, splits, stream, args)

@@ -16,6 +16,7 @@ from slm.config import RetrievalConfig
 from slm.evaluation.metrics import auroc, expected_calibration_error
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
 from slm.retrieval.retriever import Retriever
+from slm.retrieval.scoring import GaussianScorer
 
 CLASSIFICATIONS = (
     *("mnli", "cb", "wic", "copa", "qqp", "boolq", "rte", "imdb"),
@@ -141,56 +142,78 @@ def thirds(names: Sequence[str], seed: int) -> Iterator[tuple[list[str], list[st
         yield [n for n in names if n not in out], out
 
 
-def abstention(splits: Splits, keys: Keys, seed: int) -> dict[str, Any]:
+class Opened:
+    """A store of some tasks, asked the test rows of all: how far they are, and who is refused at any rate."""
+
+    def __init__(self, splits: Splits, keys: Keys, inside: Sequence[str]) -> None:
+        self._keys = [keys[name] for name in inside]
+        retriever = retriever_of(self._keys)
+        assert isinstance(retriever.scorer, GaussianScorer)
+        self._space = retriever.scorer.space
+        found = {name: retriever(test) for name, (_, test) in splits.items()}
+        self.distances = {name: own.distances[:, 0].double() for name, own in found.items()}
+        self._nearest = {name: own.nearest for name, own in found.items()}
+
+    def refusals(self, rate: float, asked: Sequence[str]) -> dict[str, float]:
+        """Share of the test rows of each task asked that is refused at a stated rate."""
+        scorer = GaussianScorer(self._space, self._keys, rate, lambda number: self._keys[number].scatter)
+        limits = {name: scorer.thresholds(self._nearest[name]) for name in asked}
+        return {name: float((self.distances[name] > limits[name]).double().mean()) for name in asked}
+
+
+def abstention(splits: Splits, keys: Keys, seed: int, is_whole: bool) -> dict[str, Any]:
     """AUROC of the relative distance, a third of the tasks left out in turn; both errors at stated rates."""
     areas: dict[str, float] = {}
     errors: dict[float, list[tuple[float, float]]] = {rate: [] for rate in RATES}
     for inside, outside in thirds(list(splits), seed):
-        retriever = retriever_of([keys[n] for n in inside])
-        nearest = {n: retriever(splits[n][1]).distances[:, 0].tolist() for n in splits}
-        own = [d for n in inside for d in nearest[n]]
-        areas.update({n: auroc(nearest[n], own) for n in outside})
-        for rate in RATES:
-            refused = refusals(splits, keys, inside, rate, list(splits))
+        opened = Opened(splits, keys, inside)
+        own = [d for n in inside for d in opened.distances[n].tolist()]
+        areas.update({n: auroc(opened.distances[n].tolist(), own) for n in outside})
+        for rate in RATES if is_whole else ():
+            refused = opened.refusals(rate, list(splits))
             strangers = [1 - refused[n] for n in outside if n not in TWINS]
             errors[rate].append((statistics.mean(refused[n] for n in inside), statistics.mean(strangers)))
     apart = {n: a for n, a in areas.items() if n not in TWINS}
-    return {
+    found = {
         "auroc": areas,
         "mean without twins": statistics.mean(apart.values()),
         "worst without twins": min(apart.items(), key=lambda item: item[1]),
-        "rates": RATES,
-        "false refusals": [statistics.mean(f for f, _ in errors[rate]) for rate in RATES],
-        "strangers let in": [statistics.mean(s for _, s in errors[rate]) for rate in RATES],
-        "refusals by size": {
-            f"{size} tasks at {100 * rate:g}%": refusals_by_size(splits, keys, size, rate, seed)
-            for size in (*SIZES, len(splits))
-            for rate in (0.01, 0.001)
-        },
     }
+    if is_whole:
+        found |= {
+            "rates": RATES,
+            "false refusals": [statistics.mean(f for f, _ in errors[rate]) for rate in RATES],
+            "strangers let in": [statistics.mean(s for _, s in errors[rate]) for rate in RATES],
+            "refusals by size": refusals_by_size(splits, keys, seed),
+        }
+    return found
 
 
-def refusals(
-    splits: Splits, keys: Keys, inside: Sequence[str], rate: float, asked: Sequence[str]
-) -> dict[str, float]:
-    """Share of the test rows of each task asked that a store of the tasks ``inside`` refuses."""
-    retriever = retriever_of([keys[n] for n in inside], false_refusal_rate=rate)
-    return {n: float(retriever(splits[n][1]).is_abstained.double().mean()) for n in asked}
-
-
-def refusals_by_size(splits: Splits, keys: Keys, size: int, rate: float, seed: int) -> dict[str, Any]:
-    """Own rows refused by stores of a size: every task is in equally many stores, drawn three times."""
-    shares: dict[str, list[float]] = {name: [] for name in splits}
-    for draw in range(1 if size == len(splits) else 3):
-        names = sorted(splits)
-        random.Random(seed + draw).shuffle(names)
-        for start in range(0, len(names), size):
-            inside = [names[(start + i) % len(names)] for i in range(size)]  # the last wraps around
-            new = names[start : start + size]
-            for name, share in refusals(splits, keys, inside, rate, new).items():
-                shares[name].append(share)
-    means = {name: statistics.mean(own) for name, own in shares.items()}
-    return {"mean": statistics.mean(means.values()), "worst": max(means.items(), key=lambda item: item[1])}
+def refusals_by_size(splits: Splits, keys: Keys, seed: int) -> dict[str, Any]:
+    """Own rows refused by stores of several sizes; every task is in equally many, drawn three times."""
+    found = {}
+    for size in (*SIZES, len(splits)):
+        shares: dict[float, dict[str, list[float]]] = {
+            rate: {n: [] for n in splits} for rate in (0.01, 0.001)
+        }
+        for draw in range(1 if size == len(splits) else 3):
+            names = sorted(splits)
+            random.Random(seed + draw).shuffle(names)
+            for start in range(0, len(names), size):
+                inside = [names[(start + i) % len(names)] for i in range(size)]  # the last wraps around
+                new = names[start : start + size]
+                opened = Opened({n: splits[n] for n in new}, keys, inside)
+                for rate, own in shares.items():
+                    for name, share in opened.refusals(rate, new).items():
+                        own[name].append(share)
+        for rate, own in shares.items():
+            means = {name: statistics.mean(values) for name, values in own.items()}
+            worst = max(means.items(), key=lambda item: item[1])
+            found[f"{size} tasks at {100 * rate:g}%"] = {
+                "mean": statistics.mean(means.values()),
+                "worst": worst,
+            }
+    return found
 
 
 def reliability(splits: Splits, keys: Keys, file: Path) -> dict[str, float]:

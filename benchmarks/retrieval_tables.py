@@ -73,6 +73,7 @@ def abstention_tables(results: Mapping[str, Any]) -> list[str]:
         twins = ", ".join(f"{t} {found['auroc'][t]:.2f}" for t in TWINS if t in found["auroc"])
         rows.append([name, f"{found['mean without twins']:.3f}", f"{worst} {area:.3f}", twins])
     lines += table(("reading", "mean without twins", "worst", "twins"), rows)
+    own = {name: found for name, found in own.items() if "refusals by size" in found}
     lines += ["Own rows refused by stores of a size, at a stated rate (in brackets the worst task)."]
     sizes = list(next(iter(own.values()))["refusals by size"])
     rows = []
