@@ -3,7 +3,7 @@
     python benchmarks/reparameterize.py
 
 SmolLM2, in the dtype the library chooses on this machine, on a GPU where there is one. Contenders take turns
-in a new order each round; a ratio is the median over rounds of time divided by the frozen model's in the round.
+in a new order each round; a ratio is the median over rounds of time divided by the frozen model's.
 Writes ``<out>/reparameterize.json`` and ``<out>/reparameterize.md``; ``--quick`` is a smoke test. Where other
 programs keep the processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
 """
