@@ -99,7 +99,8 @@ def render(found: Mapping[str, float]) -> str:
     return (
         f"{found['tasks']} tasks, {found['increment_mib']:.3f} MiB each, {stored:.0f} MiB stored. "
         f"Asked at random: {found['kept']} were kept ({found['kept_ms']:.3f} ms), {found['read']} cost "
-        f"{found['files']} files ({found['read_ms']:.2f} ms).\nBudget {found['budget_mib']} MiB, pool {found['pool_mib']:.1f} MiB, "
+        f"{found['files']} files ({found['read_ms']:.2f} ms).\n"
+        f"Budget {found['budget_mib']} MiB, pool {found['pool_mib']:.1f} MiB, "
         f"resident memory grew by {found['resident_mib']:.1f} MiB at most."
     )
 

@@ -3,7 +3,7 @@
     python benchmarks/reparameterize.py
 
 SmolLM2, in the dtype the library chooses on this machine, on a GPU where there is one. Contenders take turns
-in a new order each round; a ratio is the median over rounds of time divided by the frozen model's in that round.
+in a new order each round; a ratio is the median over rounds of time divided by the frozen model's.
 Writes ``<out>/reparameterize.json`` and ``<out>/reparameterize.md``; ``--quick`` is a smoke test. Where other
 programs keep the processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
 """
@@ -126,7 +126,8 @@ def ask(contender: Contender, ids: Tensor, num_steps: int, is_cached: bool = Tru
     found = {"bind": lap()}
     mask = torch.ones(len(ids), ids.shape[1] + num_steps, dtype=torch.long, device=device)
     cache = DynamicCache() if is_cached else None
-    options = {"logits_to_keep": 1, "use_cache": is_cached, **extra}
+    last = torch.tensor([-1], device=device)  # as slm's own prefill asks for it
+    options = {"logits_to_keep": last, "use_cache": is_cached, **extra}
     if is_cached:
         options["past_key_values"] = cache
     contender.model(input_ids=ids, attention_mask=mask[:, : ids.shape[1]], **options)
@@ -263,13 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see whether it runs")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of wall time")
     options = parser.parse_args()
     if options.processor_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.process_time
-    sizes = QUICK if options.quick else Sizes()
+    sizes = QUICK if options.quick else Sizes(rounds=options.rounds)
     rivals.quietly()
     backbone = load_backbone("smollm2")
     frozen = rivals.plain_copy(backbone)

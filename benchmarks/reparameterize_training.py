@@ -57,7 +57,9 @@ def measure_training(
     rows, tokens, rounds = (2, 8, 2) if is_quick else (NUM_ROWS, NUM_TOKENS, 7)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 40_000, (rows, tokens), generator=draw).to(backbone.device)
-    learnable = Learnable(backbone, targets, IncrementConfig(RANK, 2.0 * RANK), LearningConfig(), 0)
+    learnable = Learnable(
+        backbone, targets, IncrementConfig(rank=RANK, alpha=2.0 * RANK), LearningConfig(), 0
+    )
     learnable.bind()
     learned = rivals.lora_of(targets, RANK, 2.0 * RANK)
     other = get_peft_model(copy.deepcopy(frozen).requires_grad_(False), learned)

@@ -10,17 +10,17 @@ All give the same sums; which one is taken depends on sizes and the device (``do
 
 from __future__ import annotations
 
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slm.backbone.bank import Shelf
-from slm.backbone.kernel import MAX_RANK, num_threads, row_kernel
+from slm.backbone.kernel import MAX_RANK, kernel_sizes, row_kernel
 from slm.errors import BackboneError
 
-MAX_KERNEL_TOKENS = 4
+MAX_KERNEL_TOKENS = 8
 """Tokens a row up to which the kernel is the cheapest way where rows differ."""
 
 MAX_KERNEL_ALIKE = 64
@@ -124,12 +124,13 @@ class RowBinding:
         rows: the batch.
     """
 
-    __slots__ = ("_gathered", "_kernel", "_rows", "_shelf", "_stacked")
+    __slots__ = ("_call", "_gathered", "_kernel", "_rows", "_shelf", "_stacked")
 
     def __init__(self, shelf: Shelf, rows: Rows) -> None:
         self._shelf, self._rows = shelf, rows
         is_small = shelf.device.type == "cpu" and rows.row_rank <= MAX_RANK
         self._kernel = row_kernel(shelf.dtype) if is_small else None
+        self._call: tuple[torch.Size, tuple[Any, ...] | None] | None = None
         self._stacked: tuple[Tensor, Tensor] | None = None
         self._gathered: tuple[Tensor, Tensor] | None = None
 
@@ -146,34 +147,30 @@ class RowBinding:
                 "give one input per row, and select a row as often as it has beams or samples"
             )
         is_plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
-        if not is_plain and self._kernel is not None and self._is_kernel_cheapest(x, y):
-            return self._add_by_kernel(y, x)
+        if not is_plain and self._kernel is not None and (call := self._kernel_call(x, y)) is not None:
+            self._kernel(x.data_ptr(), y.data_ptr(), *call)
+            return y
         if rows.is_stackable:
             return self._add_stacked(y, x)
         if not is_plain and x.shape[1] == 1 and x.device.type == "cpu":
             return self._add_bags(y, x)
         return self._add_gathered(y, x)
 
-    def _is_kernel_cheapest(self, x: Tensor, y: Tensor) -> bool:
-        if self._rows.is_shared:
-            is_small = x.numel() <= MAX_KERNEL_ALIKE * x.shape[-1]
-        else:
-            is_small = x.shape[1] <= MAX_KERNEL_TOKENS
-        has_layout = x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == self._shelf.dtype
-        return is_small and has_layout
-
-    def _add_by_kernel(self, y: Tensor, x: Tensor) -> Tensor:
-        """One call that reads the pairs where they lie."""
-        assert self._kernel is not None
-        rows, down, up = self._rows, self._shelf.down, self._shelf.up
-        num_rows, num_slots = rows.slots.shape
-        num_in, num_out = x.shape[-1], y.shape[-1]
-        num_tokens = x.numel() // (num_rows * num_in)
-        pointers = (half.data_ptr() for half in (x, y, down, up, rows.slots, rows.weights))
-        sizes = (num_rows, num_tokens, num_slots, rows.rank, down.shape[1], num_in, num_out)
-        threads = num_threads(num_rows * num_tokens * rows.row_rank * (num_in + num_out))
-        self._kernel(*pointers, *sizes, threads)
-        return y
+    def _kernel_call(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
+        """What the kernel is given beside x and y; None where it is not the cheapest way."""
+        if not (x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == self._shelf.dtype):
+            return None
+        if self._call is None or self._call[0] != x.shape:
+            rows, down, up = self._rows, self._shelf.down, self._shelf.up
+            num_rows, num_slots = rows.slots.shape
+            num_tokens = x.numel() // (num_rows * x.shape[-1])
+            call = None
+            if num_tokens <= (MAX_KERNEL_ALIKE if rows.is_shared else MAX_KERNEL_TOKENS):
+                features = x.shape[-1], y.shape[-1]
+                sizes = kernel_sizes(num_rows, num_tokens, num_slots, rows.rank, down.shape[1], features)
+                call = (*(half.data_ptr() for half in (down, up, rows.slots, rows.weights)), *sizes)
+            self._call = x.shape, call
+        return self._call[1]
 
     def _add_stacked(self, y: Tensor, x: Tensor) -> Tensor:
         """Two plain products with all increments in use."""

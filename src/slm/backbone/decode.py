@@ -51,8 +51,11 @@ def prefill(backbone: Backbone, batch: Batch) -> Prefill:
         return Prefill(batch, output.logits[:, -1], output.past_key_values, memory)
     # A plain cache keeps every key, also of layers with a sliding window: the mask leaves out the far
     # ones, and the cache can be cut and laid out anew.
+    # The last position by index: by number it would stay a view, for which torch on a CPU copies the head's
+    # weights once per row.
+    last = torch.tensor([-1], device=backbone.device)
     output = backbone.model(
-        **backbone.inputs(batch), use_cache=True, past_key_values=DynamicCache(), logits_to_keep=1
+        **backbone.inputs(batch), use_cache=True, past_key_values=DynamicCache(), logits_to_keep=last
     )
     return Prefill(batch, output.logits[:, -1], output.past_key_values)
 

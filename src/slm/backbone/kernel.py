@@ -21,12 +21,11 @@ import torch
 
 from slm.backbone.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCE = Path(__file__).with_name("kernel.cpp")
 MAX_RANK = 512
-"""K·R up to which the kernel can be used; ``kernel.c`` has the same number."""
+"""K·R up to which the kernel can be used; ``kernel.cpp`` has the same number."""
 
-_FLAGS = ["-shared", "-fPIC", "-O3", "-fopenmp", "-fassociative-math", "-fno-signed-zeros"]
-_FLAGS += ["-fno-trapping-math", "-fno-math-errno"]
+_FLAGS = ["-shared", "-fPIC", "-std=c++17", "-O3", "-fopenmp", "-Wno-psabi"]
 _CAPABILITIES = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
     "AVX2": ["-mavx2", "-mfma"],
@@ -37,20 +36,20 @@ _MIN_PARALLEL = 1 << 16
 
 @functools.cache
 def row_kernel(dtype: torch.dtype) -> Any:
-    """The compiled function for a dtype, or None where there is none; ``kernel.c`` says what it is given."""
+    """The compiled function for a dtype, given what ``kernel.cpp`` says; None where there is none."""
     name = _NAMES.get(dtype)
     library = _library() if name and os.environ.get("SLM_KERNEL", "1") != "0" else None
     if library is None or name is None:
         return None
     function = getattr(library, name)
-    function.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 7 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int]
     function.restype = None
     return function
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or platform.system() != "Linux":
         return None
     capability = torch.backends.cpu.get_cpu_capability()
@@ -73,6 +72,19 @@ def _compile(command: list[str], target: Path) -> None:
         made.replace(target)
 
 
-def num_threads(num_products: int) -> int:
-    """Threads that share one call of so many multiplications; few are done before a second one wakes."""
-    return torch.get_num_threads() if num_products >= _MIN_PARALLEL else 1
+def kernel_sizes(
+    num_rows: int, num_tokens: int, num_slots: int, rank: int, stride: int, features: tuple[int, int]
+) -> tuple[Any, int]:
+    """The sizes as the kernel reads them, and how many threads are worth waking for them.
+
+    Args:
+        num_rows: B.
+        num_tokens: T.
+        num_slots: K.
+        rank: R.
+        stride: room for ranks in a slot.
+        features: I and O.
+    """
+    cost = num_rows * num_tokens * num_slots * rank * sum(features)
+    num_threads = torch.get_num_threads() if cost >= _MIN_PARALLEL else 1
+    return (ctypes.c_int64 * 7)(num_rows, num_tokens, num_slots, rank, stride, *features), num_threads

@@ -52,11 +52,12 @@ def answer_objective(backbone: Backbone, batch: Batch) -> Outcome:
         batch: prompts and answers; for a causal backbone left-padded, so all answers end in the last column.
     """
     targets = batch.targets
-    kept: dict[str, int] = {}
+    kept: dict[str, torch.Tensor] = {}
     if backbone.kind is BackboneKind.CAUSAL:
-        columns = (targets != IGNORED).any(0).nonzero()
-        kept["logits_to_keep"] = targets.shape[1] - int(columns[0])
-        targets = targets[:, int(columns[0]) :]
+        first = int((targets != IGNORED).any(0).nonzero()[0])
+        # By index: by number they would stay a view, for which torch copies the head's weights once per row.
+        kept["logits_to_keep"] = torch.arange(first, targets.shape[1], device=targets.device)
+        targets = targets[:, first:]
     logits = backbone.model(**backbone.inputs(batch), **kept, use_cache=False).logits
     is_counted = targets != IGNORED
     logits, targets = logits[is_counted].float(), targets[is_counted]

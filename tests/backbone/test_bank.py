@@ -1,0 +1,130 @@
+"""The bank keeps what is in use, once, and nothing that is gone."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from slm.backbone import bank as bank_module
+from slm.backbone.bank import Bank, Shelf
+from slm.errors import IncrementError
+from slm.increments.increment import Increment, LowRankPair
+
+LAYERS = {"a": nn.Linear(5, 3), "b": nn.Linear(3, 4)}
+
+
+def increment(seed: int, rank: int = 2, names: tuple[str, ...] = ("a", "b")) -> Increment:
+    draw = torch.Generator().manual_seed(seed)
+    pairs = {
+        name: LowRankPair(
+            torch.randn(rank, LAYERS[name].in_features, generator=draw),
+            torch.randn(LAYERS[name].out_features, rank, generator=draw),
+        )
+        for name in names
+    }
+    return Increment(pairs, rank, 3.0)
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, int]]:
+    """Layer and number of increments of every write."""
+    calls: list[tuple[str, int]] = []
+    plain = Shelf.write
+
+    def write(self, slots, increments):
+        calls.append((self.name, len(increments)))
+        plain(self, slots, increments)
+
+    monkeypatch.setattr(Shelf, "write", write)
+    return calls
+
+
+def test_pairs_are_stacked_transposed_and_scaled_and_filled_up_with_zeros():
+    bank, small, large = Bank(LAYERS), increment(0, rank=1, names=("a",)), increment(1, rank=3)
+    first, second = bank.load([small, large])
+    shelf = bank.shelves["a"]
+    torch.testing.assert_close(shelf.down[first, :1], small.pairs["a"].A)
+    torch.testing.assert_close(shelf.up[second], large.pairs["a"].B.T * large.scale)
+    assert not shelf.down[first, 1:].any()
+    assert not bank.shelves["b"].up[first].any()
+    assert bank.rank == 3
+
+
+def test_what_is_there_already_is_neither_written_nor_moved(written):
+    bank, increments = Bank(LAYERS), [increment(seed) for seed in range(4)]
+    slots = bank.load(increments)
+    address = bank.shelves["a"].down.data_ptr()
+    del written[:]
+    assert bank.load(increments[::-1]) == slots[::-1]
+    assert bank.load([increments[2], increments[2]]) == [slots[2]] * 2
+    assert not written
+    other = increment(9)
+    assert bank.load([increments[0], other])[0] == slots[0]
+    assert written == [("a", 1), ("b", 1)]
+    assert bank.shelves["a"].down.data_ptr() == address
+
+
+def test_the_slot_of_an_increment_that_is_gone_is_taken_first():
+    bank, increments = Bank(LAYERS), [increment(seed) for seed in range(4)]
+    slots = bank.load(increments)
+    del increments[2]
+    gc.collect()
+    assert bank.load([increment(9)]) == [slots[2]]
+    kept = [increments[0], increments[1], increments[2]]
+    assert bank.load(kept) == [slots[0], slots[1], slots[3]]
+
+
+def test_room_grows_in_powers_of_two_and_with_the_rank():
+    bank = Bank(LAYERS)
+    bank.load([increment(0)])
+    sizes = [bank.num_slots]
+    for count in (2, 3, 5, 4):
+        bank.load([increment(seed) for seed in range(count)])
+        sizes.append(bank.num_slots)
+    assert sizes == [1, 2, 4, 8, 8]
+    bank.load([increment(0, rank=5)])
+    assert bank.shelves["a"].down.shape == (8, 5, 5)
+
+
+def test_a_layer_that_no_increment_changes_takes_no_memory():
+    bank = Bank(LAYERS)
+    bank.load([increment(0, names=("a",))])
+    assert bank.shelves["b"].size_bytes == 0
+    assert bank.size_bytes == bank.shelves["a"].size_bytes == 4 * 2 * (5 + 3)
+    late = increment(1)
+    (slot,) = bank.load([late])
+    torch.testing.assert_close(bank.shelves["b"].down[slot], late.pairs["b"].A)
+
+
+def test_a_large_bank_is_let_go_between_requests(monkeypatch):
+    bank = Bank(LAYERS)
+    bank.load([increment(0)])
+    bank.trim()
+    assert bank.size_bytes
+    monkeypatch.setattr(bank_module, "KEPT_BYTES", 10)
+    bank.trim()
+    assert bank.size_bytes == 0
+
+
+def test_an_increment_that_does_not_fit_leaves_nothing_half_written():
+    bank, good = Bank(LAYERS), increment(0)
+    bank.load([good])
+    wrong = Increment({"b": LowRankPair(torch.randn(2, 5), torch.randn(4, 2))}, 2, 1.0)
+    with pytest.raises(IncrementError, match=r"at b maps 5 to 4 features, the layer 3 to 4: it belongs to"):
+        bank.load([increment(1), wrong])
+    assert bank.size_bytes == 0
+    (slot,) = bank.load([good])
+    torch.testing.assert_close(bank.shelves["a"].down[slot], good.pairs["a"].A)
+
+
+def test_what_inference_put_there_serves_learning_too():
+    bank = Bank(LAYERS)
+    with torch.inference_mode():
+        bank.load([increment(0)])
+    bank.load([increment(1)])
+    x = torch.randn(2, 5, requires_grad=True)
+    (x @ bank.shelves["a"].down[0].T).sum().backward()
+    assert x.grad is not None

@@ -1,0 +1,181 @@
+"""Every way to compute a change against a loop over rows and increments, and what each is chosen for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from slm.backbone import bindings
+from slm.backbone.bindings import RowBinding
+from slm.backbone.kernel import row_kernel
+from slm.backbone.reparameterize import Mixture, Reparameterizer
+from slm.increments.increment import Increment, LowRankPair
+
+NUM_IN, NUM_OUT = 71, 37  # no multiple of anything a processor likes
+WAYS = ("kernel", "stacked", "gathered", "bags")
+
+needs_kernel = pytest.mark.skipif(row_kernel(torch.float32) is None, reason="there is no compiler")
+
+
+def random_increment(seed: int, rank: int, size: float = 1.0) -> Increment:
+    draw = torch.Generator().manual_seed(seed)
+    pair = LowRankPair(
+        torch.randn(rank, NUM_IN, generator=draw) * NUM_IN**-0.5,
+        size * torch.randn(NUM_OUT, rank, generator=draw),
+    )
+    return Increment({"0": pair}, rank, 2.0 * rank)
+
+
+def by_hand(y: torch.Tensor, x: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    """y_b + Σ_k w_bk s_k B_k A_k x_b in float64."""
+    bent = y.double()
+    for b in range(len(x)):
+        for slot, weight in zip(mixture.slots[b].tolist(), mixture.weights[b].tolist(), strict=True):
+            if weight:
+                one = mixture.increments[slot]
+                pair = one.pairs["0"]
+                bent[b] += weight * one.scale * (x[b].double() @ pair.A.double().T @ pair.B.double().T)
+    return bent
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Leave one way; the others fail."""
+
+    def leave(way: str) -> None:
+        has_kernel = way == "kernel"
+        monkeypatch.setattr(bindings, "row_kernel", row_kernel if has_kernel else lambda _: None)
+        monkeypatch.setattr(bindings, "STACKED_EXCESS", 100 if way == "stacked" else 0)
+        for other in ("_add_stacked", "_add_gathered", "_add_bags"):
+            if other != f"_add_{way}":
+                monkeypatch.setattr(RowBinding, other, lambda *_, name=other: pytest.fail(f"went {name}"))
+
+    return leave
+
+
+def net_of(dtype: torch.dtype) -> tuple[nn.Sequential, Reparameterizer]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT)).to(dtype).requires_grad_(False)
+    return net, Reparameterizer(net, ["0"])
+
+
+def mixed(ranks: tuple[int, ...] = (8, 3, 5)) -> Mixture:
+    increments = [random_increment(seed, rank) for seed, rank in enumerate(ranks)]
+    slots = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 2], [2, 1]])
+    weights = torch.tensor([[0.75, 0.25], [0.5, 0.5], [1.0, 0.0], [0.0, 0.0], [0.125, 0.875]])
+    return Mixture(increments, slots, weights)
+
+
+def alike() -> Mixture:
+    whole = mixed()
+    return Mixture(whole.increments, whole.slots[:1].expand(5, 2), whole.weights[:1].expand(5, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 5, 9])
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), *WAYS[1:]])
+def test_every_way_adds_the_weighed_sum_and_leaves_abstaining_rows_alone(way, num_tokens, dtype, only):
+    if (way == "bags" and num_tokens > 1) or (way == "kernel" and num_tokens > bindings.MAX_KERNEL_TOKENS):
+        pytest.skip("this way is for few tokens")
+    only(way if not (way == "gathered" and num_tokens == 1) else "bags")
+    net, bound = net_of(dtype)
+    x = torch.randn(5, num_tokens, NUM_IN, generator=torch.Generator().manual_seed(9)).to(dtype)
+    frozen, mixture = net(x), mixed()
+    expected = by_hand(frozen, x, mixture)
+    bound.bind(mixture)
+    bent = net(x)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(bent.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    assert torch.equal(bent[3], frozen[3])
+    assert not torch.equal(bent[0], frozen[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 40])
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "stacked"])
+def test_rows_that_are_alike_are_bent_alike_whatever_their_number(way, num_tokens, dtype, only, monkeypatch):
+    only(way)
+    monkeypatch.setattr(bindings, "MAX_KERNEL_ALIKE", 1000)
+    net, bound = net_of(dtype)
+    x = torch.randn(5, num_tokens, NUM_IN, generator=torch.Generator().manual_seed(9)).to(dtype)
+    frozen, mixture = net(x), alike()
+    expected = by_hand(frozen, x, mixture)
+    bound.bind(mixture)
+    tolerance = (1e-5 if dtype == torch.float32 else 0.03) * float(expected.abs().max())
+    torch.testing.assert_close(net(x).double(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(net(x[:2]).double(), expected[:2], atol=tolerance, rtol=0)
+    torch.testing.assert_close(net(x[1]).double(), expected[1], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), *WAYS[1:]])
+def test_a_zero_increment_changes_no_bit_whichever_way_it_is_added(way, num_tokens, only):
+    if way == "bags" and num_tokens > 1:
+        pytest.skip("bags are for one token")
+    only(way if not (way == "gathered" and num_tokens == 1) else "bags")
+    net, bound = net_of(torch.bfloat16)
+    x = torch.randn(5, num_tokens, NUM_IN).bfloat16()
+    frozen, whole = net(x), mixed()
+    zero = [random_increment(seed, 4, size=0.0) for seed in range(3)]
+    bound.bind(Mixture(zero, whole.slots, whole.weights))
+    assert torch.equal(net(x), frozen)
+
+
+@needs_kernel
+def test_the_kernel_is_taken_for_a_decoding_step_and_left_for_a_long_prompt(monkeypatch):
+    net, bound = net_of(torch.float32)
+    taken = []
+    kernel = row_kernel(torch.float32)
+    monkeypatch.setattr(bindings, "row_kernel", lambda _: lambda *a: taken.append("kernel") or kernel(*a))
+    for name in ("_add_stacked", "_add_gathered", "_add_bags"):
+        plain = getattr(RowBinding, name)
+        monkeypatch.setattr(
+            RowBinding, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a)
+        )
+    many = Mixture(
+        [random_increment(seed, 4) for seed in range(10)],
+        torch.arange(10).view(5, 2),
+        torch.full((5, 2), 0.5),
+    )
+    for mixture, num_tokens in ((many, 1), (many, 50), (mixed(), 50), (alike(), 1), (alike(), 50)):
+        bound.bind(mixture)
+        net(torch.randn(5, num_tokens, NUM_IN))
+    assert taken == ["kernel", "_add_gathered", "_add_stacked", "kernel", "_add_stacked"]
+
+
+def test_gradients_pass_through_a_bent_layer_as_through_its_full_weight_change():
+    net, bound = net_of(torch.float32)
+    for mixture in (mixed(), alike()):
+        for num_tokens in (1, 3):
+            x = torch.randn(5, num_tokens, NUM_IN, requires_grad=True)
+            bound.bind(mixture)
+            net(x).square().sum().backward()
+            found, x.grad = x.grad, None
+            bound.release()
+            by_hand(net(x), x, mixture).square().sum().backward()
+            torch.testing.assert_close(found, x.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_compiled_net_is_not_compiled_again_for_another_mixture_of_the_same_shape():
+    program = Path(__file__).with_name("compile_twice.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["2"] * 4, done.stderr
+
+
+@needs_kernel
+def test_every_way_gives_the_same_bits_whatever_was_asked_before():
+    net, bound = net_of(torch.float32)
+    fresh, same = net_of(torch.float32)
+    small = mixed(ranks=(2, 3, 1))
+    bound.bind(mixed(ranks=(16, 3, 5)))
+    bound.bind(alike())
+    for num_tokens in (1, 30):
+        x = torch.randn(5, num_tokens, NUM_IN)
+        bound.bind(small)
+        same.bind(small)
+        assert torch.equal(net(x), fresh(x))
