@@ -30,6 +30,7 @@ from transformers import DynamicCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reparameterize_rivals as rivals
+from peak_memory import peak_mib
 from reparameterize_growth import measure_growth, measure_pool
 from reparameterize_page import describe_machine, render, render_turns
 from reparameterize_training import measure_training
@@ -234,28 +235,6 @@ def measure_routed(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Ten
     return found
 
 
-def peak_mib(action: Callable[[], object], device: torch.device) -> float:
-    """How far memory rises above where it stands, while an action runs."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    status = Path("/proc/self/status")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return float("nan")
-
-    def read(field: str) -> float:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-
-    before = read("VmRSS")
-    action()
-    return read("VmHWM") - before
-
-
 PARTS = ("layers", "routed", "training", "growth", "pool")
 
 
@@ -283,7 +262,7 @@ def main() -> None:
         "routed": lambda: measure_routed(
             backbone, frozen, sizes, ids[: sizes.routed_rows, : sizes.routed_tokens]
         ),
-        "training": lambda: measure_training(backbone, frozen, options.quick, (CLOCK[0], peak_mib)),
+        "training": lambda: measure_training(backbone, frozen, options.quick, CLOCK[0]),
         "growth": lambda: measure_growth(options.quick, CLOCK[0]),
         "pool": lambda: measure_pool(options.quick),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import reparameterize_rivals as rivals
 import torch
+from peak_memory import peak_mib
 from torch import Tensor, nn
 
 from slm.backbone.backbone import Backbone
@@ -48,7 +49,7 @@ def measure_training(
     backbone: Backbone,
     frozen: nn.Module,
     is_quick: bool,
-    meters: tuple[Callable[[], float], Callable[..., float]],
+    clock: Callable[[], float],
 ) -> dict[str, Any]:
     """Figure 3: time and memory of a step, ours divided by PEFT's in the same round."""
     from peft import get_peft_model
@@ -74,10 +75,10 @@ def measure_training(
                 "ours": _stepper(backbone.model, list(learnable.parameters()), ids),
                 "PEFT LoRA": _stepper(other, wanted, ids),
             }
-            times = _take_turns(steps, rounds, backbone.device, meters[0])
+            times = _take_turns(steps, rounds, backbone.device, clock)
             for name, step in steps.items():
                 gc.collect()
-                peaks = [meters[1](step, backbone.device) for _ in range(3)]
+                peaks = [peak_mib(step, backbone.device) for _ in range(3)]
                 found[name] = {
                     "seconds": statistics.median(times[name]),
                     "saved_mib": _saved_mib(step),

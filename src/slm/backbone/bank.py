@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slm.backbone.targets import num_features
@@ -85,28 +84,29 @@ class Shelf:
         if not len(self.down):
             self.down, self.up = self._zeros(num_slots, rank)
 
-    def write(self, slots: Int[Tensor, " n"], increments: Sequence[LowRank]) -> None:
-        """Put the pairs of n increments into slots; one without a pair for this layer becomes zero.
+    def write(self, slots: Sequence[int], increments: Sequence[LowRank]) -> None:
+        """Put the pairs of n increments into n slots; one without a pair for this layer becomes zero.
 
         Raises:
             IncrementError: a pair does not fit the layer.
         """
-        rank = self.down.shape[1]
-        nothing = torch.zeros(rank, max(self.num_in, self.num_out))
-        downs, ups = [], []
-        for increment in increments:
-            pair = increment.pairs.get(self.name)
+        pairs = [increment.pairs.get(self.name) for increment in increments]
+        for pair in pairs:
             if pair is not None and (pair.A.shape[1], pair.B.shape[0]) != (self.num_in, self.num_out):
                 raise IncrementError(
                     f"increment at {self.name} maps {pair.A.shape[1]} to {pair.B.shape[0]} features, the "
                     f"layer {self.num_in} to {self.num_out}: it belongs to another backbone"
                 )
-            downs.append(nothing[:, : self.num_in] if pair is None else pair.A)
-            ups.append(nothing[:, : self.num_out] if pair is None else pair.B.T)
+        rank = self.down.shape[1]
+        nothing = torch.zeros(rank, max(self.num_in, self.num_out))
+        downs = [nothing[:, : self.num_in] if pair is None else pair.A for pair in pairs]
+        ups = [nothing[:, : self.num_out].T if pair is None else pair.B for pair in pairs]
+        down = torch.stack([_fill(half, (0, 0, 0, rank - len(half))).to(self.device) for half in downs])
+        up = torch.stack([_fill(half, (0, rank - half.shape[1])).to(self.device) for half in ups])
         scales = torch.tensor([increment.scale for increment in increments], device=self.device)
-        self.down.index_copy_(0, slots, self._stack(downs, rank).to(self.dtype))
+        _put(self.down, slots, down)
         # Scaled before it is rounded.
-        self.up.index_copy_(0, slots, (self._stack(ups, rank).float() * scales[:, None, None]).to(self.dtype))
+        _put(self.up, slots, (up.float() * scales[:, None, None]).transpose(1, 2))
 
     def _zeros(self, num_slots: int, rank: int) -> tuple[Tensor, Tensor]:
         """(S, R, I) and (S, R, O)."""
@@ -115,11 +115,19 @@ class Shelf:
         down, up = (torch.zeros(num_slots, rank, size, **options) for size in sizes)
         return down, up
 
-    def _stack(self, halves: Sequence[Tensor], rank: int) -> Float[Tensor, "n R F"]:
-        """Halves of up to R rows, filled up with zeros."""
-        if any(len(half) < rank for half in halves):
-            halves = [nn.functional.pad(half, (0, 0, 0, rank - len(half))) for half in halves]
-        return torch.stack([half.to(self.device) for half in halves])
+
+def _fill(half: Tensor, missing: tuple[int, ...]) -> Tensor:
+    """Zeros for ranks that an increment does not have."""
+    return nn.functional.pad(half, missing) if any(missing) else half
+
+
+def _put(target: Tensor, slots: Sequence[int], values: Tensor) -> None:
+    """Write (n, ...) into n slots, rounded to the dtype of the target."""
+    first, last = slots[0], slots[-1]
+    if list(slots) == list(range(first, last + 1)):  # one pass instead of two
+        target[first : last + 1].copy_(values)
+    else:
+        target.index_copy_(0, torch.tensor(slots, device=target.device), values.to(target.dtype))
 
 
 @final
@@ -197,7 +205,7 @@ class Bank:
                 if name in changed:
                     shelf.reserve(self.num_slots, self.rank)
                 if len(shelf.down):
-                    shelf.write(torch.tensor(slots, device=shelf.device), increments)
+                    shelf.write(slots, increments)
         except BaseException:
             self.clear()
             raise
