@@ -49,7 +49,7 @@ class _Config:
         yield from mistyped.values()
         for name, allowed in self._choices.items():
             value = getattr(self, name)
-            if value not in allowed and name not in mistyped:
+            if value is not None and value not in allowed and name not in mistyped:
                 near = difflib.get_close_matches(str(value), allowed, 1)
                 hint = f", did you mean {near[0]!r}?" if near else ""
                 yield f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}"
@@ -221,10 +221,11 @@ class RetrievalConfig(_Config):
     layers: tuple[int, ...] | None = None
     """Layers whose hidden states are concatenated to the query, 1 being the first block's output; None
     picks the measured default for the backbone's depth."""
-    pooling: str = "ends"
+    pooling: str | None = None
     """``ends`` reads the mean of the words after each of ``layers``, and after the last of them the last word
-    and the first ones, each as signed square roots of unit norm; ``mean`` reads the means alone;
-    ``split-ends`` is what stores of format 2 read."""
+    and the first ones, each as signed square roots of unit norm; ``split-ends`` reads the first words after
+    the first layer instead; ``mean`` reads plain means alone. None is the measured default for the
+    backbone's depth: ``ends`` from 16 layers on, else ``split-ends``."""
     num_passes: int | None = None
     """1 reads the query inside the one forward pass, so increments act only above the last of
     ``layers``; 2 spends a frozen pass on the query, so increments act on every layer; None is 1 for

@@ -28,7 +28,13 @@ from slm.increments.increment import Increment
 from slm.increments.pool import ByteCache, IncrementPool
 from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
-from slm.retrieval.features import SentenceExtractor, first_bent_block, num_passes, query_parts
+from slm.retrieval.features import (
+    SentenceExtractor,
+    first_bent_block,
+    num_passes,
+    query_parts,
+    settle_reading,
+)
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
@@ -105,6 +111,8 @@ class ScalableLM:
         """
         config = config or Config()
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
+        # The store names what it reads, whatever later versions read by default.
+        config = replace(config, retrieval=settle_reading(config.retrieval, loaded.num_layers))
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":

@@ -6,7 +6,7 @@ import pytest
 
 from slm.config import RetrievalConfig
 from slm.errors import ConfigError
-from slm.retrieval.features import first_bent_block, num_passes, query_layers, query_parts
+from slm.retrieval.features import first_bent_block, num_passes, query_layers, query_parts, settle_reading
 
 
 def test_a_shallow_backbone_spends_a_frozen_pass_and_bends_every_block():
@@ -37,6 +37,17 @@ def test_a_single_pass_that_leaves_nothing_to_bend_is_refused():
         ConfigError, match=r"read after layer 6 of 6 in one pass, which leaves nothing to bend"
     ):
         first_bent_block(RetrievalConfig(layers=(6,), num_passes=1), 6)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pooling", "layers"),
+    [(6, "split-ends", (3, 5)), (16, "ends", (1, 3)), (30, "ends", (2, 6))],
+)
+def test_what_is_read_by_default_is_decided_by_depth_and_then_written_down(num_layers, pooling, layers):
+    settled = settle_reading(RetrievalConfig(), num_layers)
+    assert (settled.pooling, settled.layers) == (pooling, layers)
+    assert query_parts(RetrievalConfig(), num_layers) == query_parts(settled, num_layers)
+    assert settle_reading(settled, num_layers) == settled
 
 
 @pytest.mark.parametrize(

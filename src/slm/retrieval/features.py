@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from slm.errors import BackboneError, ConfigError
 
 DEEP = 16
 """From this many layers on the query is read inside the one forward pass."""
+
+
+def settle_reading(config: RetrievalConfig, num_layers: int) -> RetrievalConfig:
+    """The same settings with pooling and layers decided, so that a store says what its queries are.
+
+    Raises:
+        ConfigError: a configured layer does not exist.
+    """
+    pooling = config.pooling or ("ends" if num_layers >= DEEP else "split-ends")
+    config = replace(config, pooling=pooling)
+    return replace(config, layers=query_layers(config, num_layers))
 
 
 def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
@@ -33,7 +45,7 @@ def query_layers(config: RetrievalConfig, num_layers: int) -> tuple[int, ...]:
             )
         return tuple(sorted(set(config.layers)))
     if num_layers >= DEEP:
-        if config.pooling == "ends":
+        if config.pooling in ("ends", None):
             return (max(1, round(num_layers / 15)), round(num_layers / 5))
         last = max(2, round(num_layers / 7.5))
         return (last // 2, last)
@@ -46,13 +58,14 @@ def query_parts(config: RetrievalConfig, num_layers: int) -> tuple[tuple[int, st
 
     ``pooling: mean`` concatenates the mean of the words after each layer. ``pooling: ends`` adds the last
     word and the first ones after the last layer, everything as signed square roots of unit norm: where a
-    text begins and ends tells tasks apart that share their vocabulary. ``pooling: split-ends``, which stores
-    of format 2 have, reads the first words after the first layer.
+    text begins and ends tells tasks apart that share their vocabulary. ``pooling: split-ends`` reads the
+    first words after the first layer.
 
     Raises:
         ConfigError: a configured layer does not exist.
     """
-    layers = query_layers(config, num_layers)
+    config = settle_reading(config, num_layers)
+    layers = config.layers or ()
     if config.pooling == "mean":
         return tuple((layer, "mean") for layer in layers)
     means = tuple((layer, "even-mean") for layer in layers)
