@@ -14,6 +14,7 @@ import slm.store.catalogue
 import slm.store.lock
 from slm.errors import StoreError, TaskError
 from slm.store import FileRecord, Manifest, Store
+from slm.store.migrations import FORMAT_VERSION
 from slm.store.tables import Tables
 
 
