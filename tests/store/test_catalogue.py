@@ -406,7 +406,7 @@ def test_a_listed_file_elsewhere_is_never_read(store, worker, tmp_path):
 def test_the_manifest_on_disk_is_plain_json(store):
     found = json.loads((store.path / "store.json").read_text())
     assert found == {
-        "format": 2,
+        "format": FORMAT_VERSION,
         "backbone_source": "a/backbone",
         "backbone_fingerprint": "fingerprint-1",
         "config": {"rank": 2, "targets": ["q_proj"]},
