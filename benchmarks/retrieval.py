@@ -43,7 +43,8 @@ from slm import Config, ScalableLM, Stream
 from slm.bench.calibration import plot_abstention
 from slm.bench.cosine_ablations import ablations
 from slm.config import BackboneConfig, RetrievalConfig
-from slm.retrieval.features import query_parts
+from slm.retrieval.features import query_parts, settle_reading
+from slm.retrieval.retriever import STRETCHES
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ READINGS = (
     Reading("smollm2-means", "smollm2", RetrievalConfig(pooling="mean", layers=(2, 6))),
     Reading("smollm2-more-layers", "smollm2", RetrievalConfig(pooling="mean", layers=(0, 2, 4, 6))),
 )
+
+
+DEPTHS = {"minilm": 6, "smollm2": 30}
+"""Layers of the backbones."""
 
 
 def arguments() -> argparse.Namespace:
@@ -128,9 +133,12 @@ def measure_reading(
 ) -> dict[str, Any]:
     """Everything about one way to read the query."""
     keys = {name: keys_of(train) for name, (train, _) in splits.items()}
+    pooling = settle_reading(reading.retrieval, DEPTHS[reading.backbone]).pooling or ""
+    stretch = STRETCHES.get(pooling, 1.0)
+    stretched = {n: dataclasses.replace(k, scales=k.scales * stretch) for n, k in keys.items()}
     found: dict[str, Any] = {
         "routing": routing(splits, keys),
-        "abstention": abstention(splits, keys, args.seed, reading.is_whole),
+        "abstention": abstention(splits, stretched, args.seed, reading.is_whole),
     }
     if not reading.is_whole:
         return found

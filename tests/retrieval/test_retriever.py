@@ -141,6 +141,13 @@ def test_thresholds_agree_with_drawing_from_the_model(five):
         assert 0.02 <= share <= 0.07  # the stretch for unseen rows makes the real threshold a little larger
 
 
+def test_thresholds_reach_farther_where_single_words_are_read_after_a_deep_layer(five):
+    queries = rows_of(1, 40, seed=3)
+    split, ends = (retriever_of(five, pooling=p)(queries) for p in ("split-ends", "ends"))
+    assert bool((ends.thresholds > split.thresholds).all())
+    torch.testing.assert_close(ends.distances, split.distances)
+
+
 def test_outsiders_are_refused_and_can_be_let_in(five):
     outside = torch.full((3, NUM_CHANNELS), 60.0)
     refused = retriever_of(five)(outside)

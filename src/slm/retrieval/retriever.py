@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,10 @@ from slm.retrieval.cosine import CosineScorer
 from slm.retrieval.index import all_distances, build_index
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.scoring import LoadScatter, Scorer, fit_scorer
+
+STRETCHES = {"ends": 1.2}
+"""By how much requests lie farther (squared) than any rows left out of the training rows, by pooling: single
+words after a deep layer vary more than training rows show (``docs/results/retrieval.md``)."""
 
 NUM_CANDIDATES = 32
 """M, the nearest keys a decision looks at; all of them in a store of no more keys."""
@@ -97,7 +101,9 @@ class Retriever:
         if config.form == "cosine":
             self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
         else:
-            has_priors = config.prior == "size"
+            has_priors, stretch = config.prior == "size", STRETCHES.get(config.pooling or "", 1.0)
+            if stretch != 1.0:
+                tasks = [replace(task, scales=task.scales * stretch) for task in tasks]
             self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter, has_priors=has_priors)
         self.index = build_index(self.scorer.keys, config, device)
 

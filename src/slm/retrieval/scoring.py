@@ -33,10 +33,6 @@ from torch import Tensor
 from slm.retrieval.keys import TaskKeys, unpack
 from slm.retrieval.space import GaussianSpace, fit_space
 
-_ELSEWHERE = 1.2
-"""By how much requests lie farther (squared) than any rows left out of the training rows: they come from
-elsewhere. With it stores of 5 to 22 tasks refuse what they state (``docs/results/retrieval.md``)."""
-
 LoadScatter = Callable[[int], Tensor]
 """Gives the packed scatter, (P,) float32, of a task by its number."""
 
@@ -159,8 +155,7 @@ class GaussianScorer:
         """Thresholds of the keys of one task."""
         task, space = self._learned[number], self.space
         if space.is_plain:
-            farthest = task.radius * _ELSEWHERE * float(torch.quantile(task.scales, 1 - self._rate))
-            return [farthest] * task.num_keys
+            return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
         task = dataclasses.replace(task, scatter=self._load_scatter(number))
         spread = _own_spread(task, space.projection, self._inverse, space.rho, space.num_rows)
         first = self._first_keys[number]
@@ -224,7 +219,7 @@ def _tail(key: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: flo
     AY = A[:, None] * spread
     Yl = spread @ slope
     tr1, tr2, tr3 = AY.trace(), (AY * AY.T).sum(), ((AY @ AY) * AY.T).sum()
-    tau = _ELSEWHERE * (scales[1:] + scales[:-1]) / 2
+    tau = (scales[1:] + scales[:-1]) / 2
     mean = -(shares * key * key).sum() + tau * tr1
     variance = (tau * (slope @ Yl) + 2 * tau**2 * tr2).clamp_min(1e-12)
     third = 6 * tau**2 * (Yl @ (A * Yl)) + 8 * tau**3 * tr3
