@@ -83,5 +83,12 @@ class Rival(abc.ABC):
         """Bytes kept for the tasks learned so far, beyond the frozen backbone, replayed rows included."""
 
     def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:
-        """The task to which each question is routed, refused or not; None for a method that routes nothing."""
+        """The task each question is routed to, refused or not; None for a method that routes nothing."""
+        return None
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Mean negative log-likelihood of each text's own tokens, as the method would read it; in nats.
+
+        None for a method that writes nothing, as every method of an encoder.
+        """
         return None
