@@ -118,7 +118,7 @@ def test_a_template_that_does_not_fit_names_row_and_column(tmp_path):
         "input: '{{ missing }}', target: '{{ label }}'}",
     )
     (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(DataError, match="row 1 does not fit the template.*missing"):
+    with pytest.raises(DataError, match=r"row 1 does not fit the template.*missing"):
         load_tasks(load_suite(tmp_path / "own.yaml"), None, ["hues"])
 
 
