@@ -11,6 +11,7 @@ Writes ``<out>/core_stream.json``, ``<out>/core_stream.md`` and ``<out>/core_str
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import subprocess
@@ -26,8 +27,9 @@ import transformers
 
 import slm
 from slm import Answer, Config, ScalableLM, Stream
-from slm.bench.baselines.sequential import SequentialConfig, SequentialFineTuning
+from slm.bench.baselines.sequential import SequentialFineTuning
 from slm.bench.report import Panel, plot_matrices
+from slm.bench.rival import Setup
 from slm.bench.run import run_stream
 from slm.config import BackboneConfig, LearningConfig
 from slm.evaluation.metrics import average, backward_transfer, forgetting
@@ -105,8 +107,8 @@ def encoder_act(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             eager = model.restricted(ordered.names, is_abstaining=False)
             answering = eager.evaluate(ordered, seed=args.seed, is_truncating=True).as_dict()
         with timed(f"order {number}, sequential fine-tuning") as spent:
-            rival = SequentialFineTuning("minilm", config, SequentialConfig(num_epochs=2))
-            theirs = run_stream(rival, ordered, limit=args.test, seed=args.seed, is_truncating=True)
+            rival = SequentialFineTuning(sequential_setup(model, args.seed, root))
+            theirs = run_stream(rival, ordered, limit=args.test, seed=args.seed)
             rival_s = spent()
         results.append(
             {
@@ -123,6 +125,20 @@ def encoder_act(args: argparse.Namespace, root: Path) -> dict[str, Any]:
             }
         )
     return {"orders": results, "train": args.train, "test": args.test}
+
+
+def sequential_setup(model: ScalableLM, seed: int, root: Path) -> Setup:
+    """What sequential fine-tuning is given: the same rows, two epochs of all of them."""
+    config = model.config
+    learning = dataclasses.replace(config.learning, num_epochs=2, validation_share=0.0)
+    return Setup(
+        backbone=model.backbone,
+        config=dataclasses.replace(config, learning=learning),
+        seed=seed,
+        scratch=root,
+        learned=root,
+        settings={},
+    )
 
 
 def causal_act(args: argparse.Namespace) -> dict[str, Any]:

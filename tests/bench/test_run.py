@@ -1,10 +1,9 @@
-"""Running a stream, and the baseline beside it, on the real MiniLM."""
+"""Running a stream, on the real MiniLM."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from slm.bench.baselines.sequential import SequentialConfig, SequentialFineTuning
 from slm.bench.run import run_stream
 from slm.model import ScalableLM
 from slm.tasks import Stream
@@ -26,12 +25,3 @@ def test_the_matrix_of_asking_after_each_task_is_the_one_evaluate_computes_after
     assert computed.tasks == ("languages", "moods")
     assert computed.misrouting == 0.0
     assert computed.forgetting is not None
-
-
-def test_sequential_fine_tuning_learns_the_last_task_with_one_head_over_all_labels(languages, moods):
-    rival = SequentialFineTuning("minilm", config(1), SequentialConfig(num_epochs=8, learning_rate=1e-4))
-    rival.learn(languages)
-    rival.learn(moods)
-    assert rival.labels == ["french", "german", "bad", "good"]
-    answers = rival.ask([e.prompt for e in moods.examples])
-    assert sum(a.text == e.target for a, e in zip(answers, moods.examples, strict=True)) >= 0.8 * len(answers)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,13 @@ class TrainingRow:
         row: prompt and answer in tokens.
         label: its index among the task's labels, 0 for free text.
         weights: how much of each of the task's U increments the row is answered with; sums to 1.
+        companions: further rows of the batches that this one gets into.
     """
 
     row: Row
     label: int
     weights: tuple[float, ...] = (1.0,)
+    companions: tuple[TrainingRow, ...] = ()
 
 
 class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -61,6 +63,18 @@ class RowDataset(torch.utils.data.Dataset[dict[str, Any]]):
 def weights_of(rows: Sequence[TrainingRow]) -> Tensor:
     """(B, U) float32, each row's weights over the task's increments."""
     return torch.tensor([item.weights for item in rows])
+
+
+class Trainable(Protocol):
+    """What :func:`fit` asks of a module whose forward pass, given a batch's columns, returns its loss."""
+
+    def bind(self) -> None:
+        """Take effect on the backbone, until it is released."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their learning rates, as optimizers take them."""
+        ...
 
 
 class Learnable(nn.Module):
@@ -201,7 +215,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
 
 def fit(
-    learnable: Learnable,
+    learnable: Trainable,
     backbone: Backbone,
     train: Sequence[TrainingRow],
     validation: Sequence[TrainingRow],
@@ -215,10 +229,11 @@ def fit(
     """
 
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = backbone.renderer.batch([item["item"].row for item in items], backbone.side)
+        rows = [row for item in items for row in (item["item"], *item["item"].companions)]
+        batch = backbone.renderer.batch([item.row for item in rows], backbone.side)
         columns = {name: getattr(batch, name) for name in Batch.__slots__}
-        labels = torch.tensor([item["item"].label for item in items])
-        return {**columns, "labels": labels, "weights": weights_of([item["item"] for item in items])}
+        labels = torch.tensor([item.label for item in rows])
+        return {**columns, "labels": labels, "weights": weights_of(rows)}
 
     with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch:
         folder = Path(config.checkpoint_folder or scratch)

@@ -1,157 +1,154 @@
 """Sequential fine-tuning: all weights, one task after another, nothing done against forgetting.
 
-The usual lower bound of continual learning. One encoder and one head over every label seen so far are
-trained on each task in turn; at test time the best of all labels is the answer, with no task-ID.
+The usual lower bound of continual learning. The whole backbone, a copy of its own in float32, and, for an
+encoder, one head over every label seen so far are trained on each task in turn.
 """
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from slm.answer import Answer
-from slm.config import Config
-from slm.learning.trainer import RowDataset, TrainingRow
-from slm.model import ScalableLM
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.decode import prefill
+from slm.backbone.load import load_backbone
+from slm.backbone.prompts import Batch, Prompt
+from slm.bench.baselines.rows import (
+    GrowingHead,
+    answer_all,
+    expect_finite,
+    learning_of,
+    mask_of,
+    name_labels,
+    settings_of,
+    size_of,
+    training_rows,
+    write_freely,
+)
+from slm.bench.rival import Rival, Setup
+from slm.config import LearningConfig
+from slm.errors import LearningError
+from slm.learning.objectives import answer_objective, label_objective
+from slm.learning.trainer import fit
 from slm.tasks import Task
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequentialConfig:
-    """Settings of the baseline.
-
-    Attributes:
-        learning_rate: of every weight; the usual value for full fine-tuning of small encoders.
-        num_epochs: passes over each task.
-        batch_size: rows per step.
-        seed: of order and head.
-    """
-
-    learning_rate: float = 5e-5
-    num_epochs: int = 4
-    batch_size: int = 16
-    seed: int = 0
-
-
-class _WholeModel(nn.Module):
-    """Backbone and head, all of it trained."""
-
-    def __init__(self, model: ScalableLM) -> None:
-        super().__init__()
-        self.network = model.backbone.model.float().requires_grad_(True)
-        self.head: nn.Linear | None = None
-        self._num_channels = model.backbone.num_channels
-
-    def grow(self, num_labels: int) -> None:
-        """Add outputs for labels not seen before; the others keep their weights."""
-        old, self.head = self.head, nn.Linear(self._num_channels, num_labels)
-        if old is not None:
-            with torch.no_grad():
-                self.head.weight[: old.out_features] = old.weight
-                self.head.bias[: old.out_features] = old.bias
-
-    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Logits (B, Y), and their cross-entropy where labels (B,) are given."""
-        hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        assert self.head is not None, "grow() comes first"
-        marked = mask.unsqueeze(-1).to(hidden.dtype)
-        logits = self.head((hidden * marked).sum(1) / marked.sum(1))
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": nn.functional.cross_entropy(logits.float(), labels), "logits": logits}
-
-
-class SequentialFineTuning:
-    """The baseline, with the verbs of :class:`slm.ScalableLM`.
+class WholeModel(nn.Module):
+    """Backbone and head, all of it trained; computed in bfloat16 where the processor has it.
 
     Args:
-        backbone: an encoder, loaded afresh: its weights are changed.
-        config: window and dtype of the rival it stands beside.
-        settings: of the fine-tuning.
+        backbone: a copy in float32 that nobody else uses.
+        config: of the training.
     """
 
-    def __init__(self, backbone: str, config: Config, settings: SequentialConfig | None = None) -> None:
-        self.settings = settings or SequentialConfig()
-        torch.manual_seed(self.settings.seed)
-        plain = replace(config, backbone=replace(config.backbone, dtype="float32"))
-        with tempfile.TemporaryDirectory(prefix="slm-sequential-") as folder:
-            # Only the backbone of the empty store is used; nothing is ever written to it.
-            self.model = ScalableLM.create(Path(folder) / "store", backbone, plain)
-        self.whole = _WholeModel(self.model)
+    def __init__(self, backbone: Backbone, config: LearningConfig) -> None:
+        super().__init__()
+        self._backbone = (backbone,)
+        self.settings = config  # not `config`: Trainer would take it for a transformers model's
+        self.network = backbone.model.requires_grad_(True)
+        is_encoder = backbone.kind is BackboneKind.ENCODER
+        self.head = GrowingHead(backbone.num_channels).to(backbone.device) if is_encoder else None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The parameters, each once: what a checkpoint cannot hold is one tensor under two names."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The copy that is trained."""
+        return self._backbone[0]
+
+    def bind(self) -> None:
+        """Nothing is bound: the weights themselves change."""
+
+    def mixed_precision(self) -> Any:
+        """Products in bfloat16, parameters in float32, within the block."""
+        device = self.backbone.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or _has_bfloat16())
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        content: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch, its columns named as in :class:`slm.backbone.prompts.Batch`."""
+        batch = Batch(ids, mask, content, positions, targets)
+        with self.mixed_precision():
+            if self.head is None:
+                loss = answer_objective(self.backbone, batch).loss
+            else:
+                loss = label_objective(self.backbone, self.head, batch, labels).loss
+        if not torch.isfinite(loss):
+            raise LearningError(
+                f"the loss became {float(loss.detach())} while the whole model was trained: lower "
+                f"learning_rate ({self.settings.learning_rate:g}) or look for odd texts"
+            )
+        return {"loss": loss}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Backbone and head with their own learning rates."""
+        config = self.settings
+        groups = [{"params": list(self.network.parameters()), "lr": config.learning_rate}]
+        if self.head is not None:
+            groups.append({"params": list(self.head.parameters()), "lr": config.head_learning_rate})
+        return [{**group, "weight_decay": config.weight_decay} for group in groups]
+
+
+class SequentialFineTuning(Rival):
+    """Every weight, on one task after another."""
+
+    name = "sequential"
+    title = "sequential fine-tuning"
+    defaults = {"learning_rate": 5e-5, "masks_labels": 0.0}
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.settings = settings_of(setup, self.defaults)
+        self.config = learning_of(setup, self.settings["learning_rate"])
+        plain = dataclasses.replace(setup.config.backbone, dtype="float32")
+        self.whole = WholeModel(load_backbone(setup.backbone.source, plain), self.config)
         self.labels: list[str] = []
 
     def learn(self, task: Task) -> None:
         """Train everything on this task alone."""
+        backbone, head = self.whole.backbone, self.whole.head
         self.labels += [label for label in task.labels if label not in self.labels]
-        self.whole.grow(len(self.labels))
-        rows = [
-            TrainingRow(row, self.labels.index(example.target or ""))
-            for row, example in zip(self._rows([e.prompt for e in task.examples]), task.examples, strict=True)
-        ]
-        with tempfile.TemporaryDirectory(prefix="slm-sequential-") as scratch:
-            trainer = Trainer(
-                model=self.whole,
-                args=TrainingArguments(
-                    output_dir=scratch,
-                    per_device_train_batch_size=self.settings.batch_size,
-                    num_train_epochs=self.settings.num_epochs,
-                    learning_rate=self.settings.learning_rate,
-                    weight_decay=0.01,
-                    warmup_steps=10,
-                    bf16=self.model.backbone.device.type == "cuda" or _has_bfloat16(),
-                    use_cpu=self.model.backbone.device.type == "cpu",
-                    train_sampling_strategy="group_by_length",
-                    save_strategy="no",
-                    logging_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    remove_unused_columns=False,
-                    dataloader_pin_memory=False,
-                    seed=self.settings.seed,
-                    label_names=["labels"],
-                ),
-                data_collator=self._collate,
-                train_dataset=RowDataset(rows),
-            )
-            trainer.remove_callback(PrinterCallback)
-            with self.model.backbone.learning_attention():
-                trainer.train()
+        if head is not None:
+            head.grow(len(self.labels))
+            if self.settings["masks_labels"]:
+                head.open_labels = mask_of(self.labels, task.labels).to(backbone.device)
+        train, validation = training_rows(backbone, task, self.labels, self.config)
+        fit(self.whole, backbone, train, validation, self.config, f"{self.name} learning {task.name}")
+        if head is not None:
+            head.open_labels = None
+        expect_finite(self.whole, task.name, self.config.learning_rate)
 
-    @torch.inference_mode()
-    def ask(self, questions: Sequence[Any], *, batch_size: int = 32, **_: Any) -> list[Answer]:
-        """The best of all labels seen so far, for each question."""
+    def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """The best of all labels seen so far, or a freely written text."""
         self.whole.eval()
-        rows = self._rows(questions)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        answers: list[Answer] = [Answer(None, "frozen", 0.0, (), True)] * len(rows)
-        is_fast = _has_bfloat16()
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self.model.backbone.batch([rows[i] for i in chosen])
-            with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=is_fast):
-                logits = self.whole(batch.ids, batch.mask)["logits"]
-            for i, row in zip(chosen, logits.float().softmax(-1), strict=True):
-                best = int(row.argmax())
-                answers[i] = Answer(self.labels[best], "classification", float(row[best]), (), False)
-        return answers
+        return answer_all(self.whole.backbone, questions, self._answer)
 
-    def _rows(self, prompts: Sequence[Any]) -> list[Any]:
-        return [
-            self.model.backbone.row(prompt, is_truncating=True, where=f"question {i}")
-            for i, prompt in enumerate(prompts, start=1)
-        ]
+    def _answer(self, batch: Batch) -> list[Answer]:
+        backbone, head = self.whole.backbone, self.whole.head
+        with self.whole.mixed_precision():
+            if head is not None:
+                return name_labels(head(backbone.pooled(batch)), self.labels)
+            return write_freely(backbone, prefill(backbone, batch), self.setup.max_new_tokens)
 
-    def _collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self.model.backbone.batch([item["item"].row for item in items])
-        labels = torch.tensor([item["item"].label for item in items])
-        return {"ids": batch.ids, "mask": batch.mask, "labels": labels}
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the changed model and the head: nothing of the frozen backbone is left to share."""
+        return size_of(list(self.whole.parameters()))
 
 
 def _has_bfloat16() -> bool:

@@ -1,0 +1,185 @@
+"""Knowledge that each task learns by itself: what slm, its bounds and its ablations share.
+
+Learning looks at nothing but the task, so it gives the same bytes in every order and for every method with
+the same settings of learning (``tests/test_model.py``). Cells of one run therefore keep what they have
+learned under
+
+    <learned>/<digest of backbone, settings, seed and task>/    a store with this one task
+
+A task is learned in a temporary folder that is moved into place when it is complete, under a lock, so that a
+killed cell leaves nothing half and cells that run side by side learn it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock
+
+import slm
+from slm.answer import Answer
+from slm.backbone.prompts import Prompt
+from slm.bench.baselines.rows import BATCH_SIZE, settings_of
+from slm.bench.rival import Rival, Setup
+from slm.config import Config, RetrievalConfig
+from slm.model import ScalableLM
+from slm.store import TaskKnowledge, TaskRecord
+from slm.tasks import Task
+
+_NAME = "task"
+"""What a task is called in the folder of its own, whatever the stream calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A task learned by itself.
+
+    Attributes:
+        record: what its store says of it.
+        knowledge: keys, increments and head.
+        time_s: seconds that learning took, now or earlier.
+        is_new: whether it was learned just now.
+    """
+
+    record: TaskRecord
+    knowledge: TaskKnowledge
+    time_s: float
+    is_new: bool
+
+
+def learn_alone(setup: Setup, config: Config, task: Task) -> Learned:
+    """What a task teaches with these settings, learned now or taken from an earlier cell of the run.
+
+    Raises:
+        SlmError: it cannot be learned; nothing is kept then.
+    """
+    setup.learned.mkdir(parents=True, exist_ok=True)
+    home = setup.learned / _digest(setup, config, task)
+    is_new = False
+    with FileLock(home.with_suffix(".lock")):
+        if not home.exists():
+            is_new = True
+            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=setup.learned))
+            try:
+                _learn_into(scratch, setup, config, task)
+                scratch.rename(home)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    model = ScalableLM.open(home / "store", setup.backbone)
+    record = model.store.task(_NAME)
+    knowledge = TaskKnowledge(
+        model.store.keys(record),
+        tuple(model.store.increment(record, i) for i in range(record.num_increments)),
+        model.store.head(record),
+    )
+    return Learned(record, knowledge, json.loads((home / "time.json").read_text())["time_s"], is_new)
+
+
+def _learn_into(folder: Path, setup: Setup, config: Config, task: Task) -> None:
+    begun = time.perf_counter()
+    model = ScalableLM.create(folder / "store", setup.backbone, config)
+    model.learn(dataclasses.replace(task, name=_NAME, test=()), seed=setup.seed)
+    (folder / "time.json").write_text(json.dumps({"time_s": time.perf_counter() - begun}))
+
+
+def _digest(setup: Setup, config: Config, task: Task) -> str:
+    """Of all that what is learned depends on."""
+    settings = config.as_dict()
+    del settings["pool"]  # where knowledge lies, not what it is
+    for name in ("seed", "has_progress", "checkpoint_folder"):
+        del settings["learning"][name]
+    what = [
+        slm.__version__,
+        setup.backbone.fingerprint,
+        str(setup.backbone.dtype),
+        settings,
+        setup.seed,
+        dataclasses.replace(task, test=()).digest(),
+    ]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class IsolatedRival(Rival):
+    """A method that keeps each task's knowledge apart, in a store, and answers from it.
+
+    Attributes:
+        borrowed_s: seconds of learning that an earlier cell has spent in this one's place: to be added to the
+            time that :meth:`learn` takes.
+        defaults: settings of the method, and their values where a suite gives none.
+    """
+
+    defaults: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.settings = settings_of(setup, self.defaults)
+        self.borrowed_s = 0.0
+        retrieval = self.retrieval(setup.config.retrieval)
+        self.model = ScalableLM.create(
+            setup.scratch / "store", setup.backbone, dataclasses.replace(setup.config, retrieval=retrieval)
+        )
+
+    def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
+        """How the method retrieves; slm's own way unless it says otherwise."""
+        return config
+
+    @property
+    def learning_config(self) -> Config:
+        """Settings under which a task is learned; those of the method's store unless it says otherwise."""
+        return self.model.config
+
+    def convert(self, knowledge: TaskKnowledge) -> TaskKnowledge:
+        """What the method keeps of a task's knowledge; all of it unless it says otherwise."""
+        return knowledge
+
+    def learn(self, task: Task) -> None:
+        """Learn the task by itself, and commit what was learned."""
+        learned = learn_alone(self.setup, self.learning_config, task)
+        if not learned.is_new:
+            self.borrowed_s += learned.time_s
+        record = learned.record
+        self.model.store.commit(
+            task.name,
+            record.kind,
+            record.labels,
+            record.num_examples,
+            self.convert(learned.knowledge),
+            record.metadata,
+        )
+
+    def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """Answers of the store, row by row."""
+        return ask_model(self.model, questions, self.setup.max_new_tokens)
+
+    def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:
+        """The task of each question's largest weight, refused or not."""
+        retrieved = self.model.retrieve(questions, is_truncating=True)
+        if retrieved is None:
+            return None
+        names = [record.name for record in self.model.tasks]
+        return [names[number] for number in retrieved.owners[retrieved.nearest].tolist()]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tasks' files and keys."""
+        store = self.model.store
+        records = store.tasks()
+        keys = store.all_keys(records, has_scatter=False)
+        files = sum(store.size_bytes(record) for record in records)
+        return files + sum(own.means.numel() * own.means.element_size() for own in keys)
+
+
+def ask_model(model: ScalableLM, questions: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
+    """Ask a model as every rival is asked: over-long questions are cut, none is refused for its length."""
+    return model.ask(
+        list(questions), max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE, is_truncating=True
+    )
