@@ -112,8 +112,6 @@ class IsolatedRival(Rival):
     """A method that keeps each task's knowledge apart, in a store, and answers from it.
 
     Attributes:
-        borrowed_s: seconds of learning that an earlier cell has spent in this one's place: to be added to the
-            time that :meth:`learn` takes.
         defaults: settings of the method, and their values where a suite gives none.
     """
 
@@ -122,7 +120,6 @@ class IsolatedRival(Rival):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.settings = settings_of(setup, self.defaults)
-        self.borrowed_s = 0.0
         retrieval = self.retrieval(setup.config.retrieval)
         self.model = ScalableLM.create(
             setup.scratch / "store", setup.backbone, dataclasses.replace(setup.config, retrieval=retrieval)
