@@ -97,7 +97,6 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         told = {n: {"title": s.title, "presets": list(s.presets)} for n, s in suites.items()}
         return print_json({"suites": told, "methods": list(NAMES)})
-    print_table(
-        ("suite", "presets", "what"), [(n, ", ".join(s.presets), s.title) for n, s in suites.items()], 3
-    )
+    for name, suite in suites.items():
+        print_line(f"{name:<12} {suite.title} ({', '.join(suite.presets)})")
     return print_line(f"\nmethods: {', '.join(NAMES)}")
