@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_goes_on_with_the_cells_that_are_missing(planned):
 
 
 def test_cells_in_processes_of_their_own_give_the_same_scores(planned):
-    alone, apart = planned("a", orders=("1", "2")), planned("b", orders=("1", "2"))
+    alone, apart = planned("a"), planned("b")
     run_with_bar(alone, 1)
     run_with_bar(apart, 2)
     scores = [[r["scores"] for r in RunFolder(run.out).results()] for run in (alone, apart)]

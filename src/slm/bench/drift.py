@@ -24,7 +24,7 @@ def measure_drift(
     The same numbers of the method ``frozen`` are those before the stream.
 
     Args:
-        rival: has lived through the stream.
+        rival: has lived through the stream; one that needs a task-ID has none to be given here.
         outside: tasks that it never learned.
         limit: most test rows of each.
         metrics: task -> name of its scorer.

@@ -187,7 +187,11 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
         method = rival(cell.method)(setup)
         found = run_rival(method, stream, limit=preset.test, metrics=suite.metrics)
         outside = {name: loaded[name] for name in suite.outside}
-        drift = measure_drift(method, outside, preset.outside_test, suite.metrics) if outside else None
+        drift = (
+            measure_drift(method, outside, preset.outside_test, suite.metrics)
+            if outside and not method.needs_task_id
+            else None
+        )
     return {
         "cell": asdict(cell),
         "title": method.title,
