@@ -29,7 +29,8 @@ def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, 
         method: (_COLOURS[i % len(_COLOURS)], _MARKERS[(i // len(_COLOURS) + i) % len(_MARKERS)])
         for i, method in enumerate(sorted(titles))
     }
-    representative = _first_order(shown)
+    rank = {line.method: place for place, line in enumerate(lines)}
+    representative = sorted(_first_order(shown), key=lambda r: rank[r["cell"]["method"]])
     figures: dict[str, Any] = {}
     lived = [result for result in representative if not result["is_joint"] and len(result["tasks"]) > 1]
     if lived:
@@ -179,7 +180,7 @@ def _panels(results: Sequence[Result], draw: Any, label: str, x_label: str, y_la
             ax.tick_params(labelbottom=True)
     for place in range(len(results), rows * columns):
         grid[place // columns][place % columns].set_axis_off()
-    figure.colorbar(image, ax=grid, label=label, shrink=0.8)
+    figure.colorbar(image, ax=grid, label=label, shrink=0.6, aspect=36, pad=0.01)
     return figure
 
 

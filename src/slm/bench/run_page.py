@@ -60,13 +60,13 @@ style-src 'unsafe-inline'; img-src data:">
 <title>$title</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 1.5rem auto;
-  padding: 0 1.2rem; max-width: 1280px; }
+  padding: 0 1.2rem; max-width: 1480px; }
 h1 { font-size: 1.4rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
 p { max-width: 80ch; margin: .4rem 0; color: #444; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: .28rem .8rem .28rem 0; text-align: right; white-space: nowrap; }
+th, td { padding: .28rem .7rem .28rem .3rem; text-align: right; white-space: nowrap; }
 th { border-bottom: 1.5px solid #222; font-weight: 600; cursor: pointer; vertical-align: bottom;
   white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
@@ -77,7 +77,7 @@ th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 figure { margin: .6rem 0; overflow-x: auto; }
 figure svg { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: .7rem 1rem; overflow-x: auto; font-size: 13px; }
+pre { background: #f6f6f6; padding: .7rem 1rem; white-space: pre-wrap; font-size: 13px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; font-size: 14px; }
 dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
 </style>
