@@ -54,7 +54,7 @@ class WholeModel(nn.Module):
         is_encoder = backbone.kind is BackboneKind.ENCODER
         self.head = GrowingHead(backbone.num_channels).to(backbone.device) if is_encoder else None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The parameters, each once: what a checkpoint cannot hold is one tensor under two names."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
