@@ -32,6 +32,7 @@ from slm.bench.baselines.rows import BATCH_SIZE, settings_of
 from slm.bench.rival import Rival, Setup
 from slm.config import Config, RetrievalConfig
 from slm.model import ScalableLM
+from slm.retrieval.features import settle_reading
 from slm.store import TaskKnowledge, TaskRecord
 from slm.tasks import Task
 
@@ -62,6 +63,9 @@ def learn_alone(setup: Setup, config: Config, task: Task) -> Learned:
     Raises:
         SlmError: it cannot be learned; nothing is kept then.
     """
+    # As a store does it, so that equal settings are equal whether they name their reading or not.
+    retrieval = settle_reading(config.retrieval, setup.backbone.num_layers)
+    config = dataclasses.replace(config, retrieval=retrieval)
     setup.learned.mkdir(parents=True, exist_ok=True)
     home = setup.learned / _digest(setup, config, task)
     is_new = False

@@ -58,6 +58,10 @@ class WholeModel(nn.Module):
         """The parameters, each once: what a checkpoint cannot hold is one tensor under two names."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take such a checkpoint; a second name of a tensor follows the first."""
+        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
+
     @property
     def backbone(self) -> Backbone:
         """The copy that is trained."""
