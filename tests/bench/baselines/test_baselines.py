@@ -54,8 +54,13 @@ def test_an_encoder_learns_two_tasks_and_answers_every_row(name, setup):
     assert all(layer.binding is None for layer in method.setup.backbone.reparameterizer.layers.values())
 
 
-@pytest.mark.parametrize("family", ["LLaMA", "T5"])
-@pytest.mark.parametrize("name", NAMES)
+WRITERS = [(name, "LLaMA") for name in NAMES]
+WRITERS += [
+    (name, "T5") for name in ("sequential", "o-lora", "l2p", "progressive-prompts", "slm-cosine-voting")
+]
+
+
+@pytest.mark.parametrize(("name", "family"), WRITERS)
 def test_a_backbone_that_writes_learns_two_tasks_and_answers_every_row(name, family, setup):
     method, stream = taught(name, setup, family)
     rows, answers = ask(method, stream)

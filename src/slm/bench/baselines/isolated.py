@@ -65,6 +65,9 @@ def learn_alone(setup: Setup, config: Config, task: Task) -> Learned:
     Raises:
         SlmError: it cannot be learned; nothing is kept then.
     """
+    # As a store does it, so that equal settings are equal whether they name their reading or not.
+    retrieval = settle_reading(config.retrieval, setup.backbone.num_layers)
+    config = dataclasses.replace(config, retrieval=retrieval)
     setup.learned.mkdir(parents=True, exist_ok=True)
     home = setup.learned / _digest(setup, config, task)
     is_new = False

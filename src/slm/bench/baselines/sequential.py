@@ -55,9 +55,13 @@ class WholeModel(nn.Module):
         is_encoder = backbone.kind is BackboneKind.ENCODER
         self.head = GrowingHead(backbone.num_channels).to(backbone.device) if is_encoder else None
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The parameters, each once: what a checkpoint cannot hold is one tensor under two names."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take such a checkpoint; a second name of a tensor follows the first."""
+        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
     @property
     def backbone(self) -> Backbone:
