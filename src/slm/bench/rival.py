@@ -48,6 +48,7 @@ class Rival(abc.ABC):
         needs_task_id: whether ``ask`` has to be told which task a question is of; such a method is a bound.
         replayed_share: part of each earlier task's rows that it keeps, 0 to 1.
         is_joint: whether it sees all tasks at once, with :meth:`learn_all`; such a method is a bound.
+        borrowed_s: seconds of learning that an earlier cell of the run has spent in this one's place.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Rival(abc.ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.borrowed_s = 0.0
 
     @abc.abstractmethod
     def learn(self, task: Task) -> None:
@@ -83,5 +85,12 @@ class Rival(abc.ABC):
         """Bytes kept for the tasks learned so far, beyond the frozen backbone, replayed rows included."""
 
     def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:
-        """The task to which each question is routed, refused or not; None for a method that routes nothing."""
+        """The task each question is routed to, refused or not; None for a method that routes nothing."""
+        return None
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Mean negative log-likelihood of each text's own tokens, as the method would read it; in nats.
+
+        None for a method that writes nothing, as every method of an encoder.
+        """
         return None

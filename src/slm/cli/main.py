@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 import slm
-from slm.cli import ask, doctor, evaluate, explain, export, forget, import_, init, learn, map_, tasks
+from slm.cli import ask, bench, doctor, evaluate, explain, export, forget, import_, init, learn, map_, tasks
 from slm.cli.output import print_failure
 from slm.cli.process import drop_output, set_up_process
 from slm.errors import SlmError
@@ -33,6 +33,7 @@ for _module in (init, learn, ask, explain, evaluate, map_, tasks, forget, import
     _name = _module.__name__.rpartition(".")[2]
     _epilog = "\n\n  ".join(("Examples:", *_module.EXAMPLES))
     app.command(_name.rstrip("_"), epilog=_epilog)(getattr(_module, _name))
+app.add_typer(bench.app, name="bench", epilog="\n\n  ".join(("Examples:", *bench.EXAMPLES)))
 
 
 def _print_version(is_asked: bool) -> None:

@@ -236,18 +236,34 @@ def _read_parquet(path: Path) -> list[Row]:
     return [Row(str(path), "row", number, value) for number, value in enumerate(values, start=1)]
 
 
+def open_data_set(source: str, split: str, configuration: str | None = None) -> Any:
+    """Load one split of a Hugging Face data set.
+
+    Args:
+        source: its id, or a folder with its files.
+        split: name, or a slice such as "train[:80%]".
+        configuration: of a data set that has several.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, configuration, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0]
+        raise DataError(
+            f"data set {source} ({split}) cannot be loaded ({reason}): check the id, the split and the "
+            f"connection, or give a file ({_SUFFIXES_TEXT})"
+        ) from None
+
+
 def _read_data_set(source: str, split: str) -> list[Row]:
     import datasets
 
     origin = f"data set {source} ({split})"
-    try:
-        data = datasets.load_dataset(source, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).split("\n")[0]
-        raise DataError(
-            f"{origin} cannot be loaded ({reason}): check the id, the split and the connection, "
-            f"or give a file ({_SUFFIXES_TEXT})"
-        ) from None
+    data = open_data_set(source, split)
     names = {
         column: feature.names
         for column, feature in data.features.items()

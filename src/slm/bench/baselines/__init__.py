@@ -25,6 +25,7 @@ _HOMES = {
     "slm-cosine": "slm_cosine:SlmCosine",
     "slm-cosine-voting": "slm_cosine:SlmCosineVoting",
     "slm": "slm_default:SlmDefault",
+    "slm-never-abstaining": "never_abstaining:NeverAbstaining",
     "oracle": "oracle:Oracle",
     "joint": "joint:Joint",
     "joint-wide": "joint:JointWide",

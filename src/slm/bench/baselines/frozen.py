@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from slm.answer import Answer
@@ -9,6 +10,7 @@ from slm.backbone.backbone import BackboneKind
 from slm.backbone.decode import prefill
 from slm.backbone.prompts import Prompt
 from slm.bench.baselines.rows import answer_all, settings_of, write_freely
+from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.reading import SILENCE
 from slm.tasks import Task
@@ -38,6 +40,11 @@ class Frozen(Rival):
             questions,
             lambda batch: write_freely(backbone, prefill(backbone, batch), self.setup.max_new_tokens),
         )
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Losses of the backbone as it is."""
+        self.setup.backbone.reparameterizer.release()
+        return text_losses(self.setup.backbone, texts, contextlib.nullcontext)
 
     @property
     def size_bytes(self) -> int:

@@ -12,13 +12,14 @@ killed cell leaves nothing half and cells that run side by side learn it once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,7 @@ import slm
 from slm.answer import Answer
 from slm.backbone.prompts import Prompt
 from slm.bench.baselines.rows import BATCH_SIZE, settings_of
+from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import Config, RetrievalConfig
 from slm.model import ScalableLM
@@ -98,6 +100,7 @@ def _learn_into(folder: Path, setup: Setup, config: Config, task: Task) -> None:
 def _digest(setup: Setup, config: Config, task: Task) -> str:
     """Of all that what is learned depends on."""
     settings = config.as_dict()
+    settings["retrieval"] = settle_reading(config.retrieval, setup.backbone.num_layers).as_dict()
     del settings["pool"]  # where knowledge lies, not what it is
     for name in ("seed", "has_progress", "checkpoint_folder"):
         del settings["learning"][name]
@@ -116,8 +119,6 @@ class IsolatedRival(Rival):
     """A method that keeps each task's knowledge apart, in a store, and answers from it.
 
     Attributes:
-        borrowed_s: seconds of learning that an earlier cell has spent in this one's place: to be added to the
-            time that :meth:`learn` takes.
         defaults: settings of the method, and their values where a suite gives none.
     """
 
@@ -126,7 +127,6 @@ class IsolatedRival(Rival):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.settings = settings_of(setup, self.defaults)
-        self.borrowed_s = 0.0
         retrieval = self.retrieval(setup.config.retrieval)
         self.model = ScalableLM.create(
             setup.scratch / "store", setup.backbone, dataclasses.replace(setup.config, retrieval=retrieval)
@@ -171,6 +171,20 @@ class IsolatedRival(Rival):
             return None
         names = [record.name for record in self.model.tasks]
         return [names[number] for number in retrieved.owners[retrieved.nearest].tolist()]
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Losses under the mixture that each text, as a question, retrieves."""
+        return text_losses(self.setup.backbone, texts, self._bent)
+
+    @contextlib.contextmanager
+    def _bent(self, texts: Sequence[str]) -> Iterator[None]:
+        bound, retrieved = self.setup.backbone.reparameterizer, self.model.retrieve(texts, is_truncating=True)
+        if retrieved is not None:
+            bound.bind(self.model.mixture(retrieved))
+        try:
+            yield
+        finally:
+            bound.release()
 
     @property
     def size_bytes(self) -> int:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from slm.bench.baselines.rows import label_rows, prompt_of
+from slm.bench.baselines.rows import label_rows
 from slm.bench.baselines.shared_increment import SharedRival
 from slm.bench.rival import Setup
 from slm.learning.trainer import TrainingRow
@@ -83,13 +83,8 @@ class _Replay(SharedRival):
     @property
     def size_bytes(self) -> int:
         """Bytes of increment and head, and of the kept rows' words."""
-        texts = [text for _, example in self.kept for text in (_words(example), example.target or "")]
+        texts = [text for _, example in self.kept for text in (example.prompt_text, example.target or "")]
         return super().size_bytes + sum(len(text.encode()) for text in texts)
-
-
-def _words(example: Example) -> str:
-    prompt = prompt_of(example)
-    return prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)
 
 
 class Replay1(_Replay):

@@ -24,6 +24,7 @@ from slm.backbone.prompts import Batch, Prompt
 from slm.bench.rival import Setup
 from slm.config import LearningConfig
 from slm.errors import ConfigError, LearningError, TaskError
+from slm.evaluation.matrix import prompt_of
 from slm.learning.trainer import TrainingRow
 from slm.tasks import Example, Task, TaskKind
 
@@ -49,13 +50,6 @@ def learning_of(setup: Setup, learning_rate: float = 0.0) -> LearningConfig:
     """How a rival is trained: as slm is, with the cell's seed; a learning rate of 0 is slm's."""
     config = dataclasses.replace(setup.config.learning, seed=setup.seed)
     return dataclasses.replace(config, learning_rate=learning_rate) if learning_rate else config
-
-
-def prompt_of(example: Example) -> Prompt:
-    """What an example asks, as backbones take it."""
-    if isinstance(example.prompt, str):
-        return example.prompt
-    return [{"role": message.role, "content": message.content} for message in example.prompt]
 
 
 def training_rows(

@@ -30,6 +30,7 @@ from slm.bench.baselines.rows import (
     training_rows,
     write_freely,
 )
+from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import LearningConfig
 from slm.errors import LearningError
@@ -148,6 +149,11 @@ class SequentialFineTuning(Rival):
             if head is not None:
                 return name_labels(head(backbone.pooled(batch)), self.labels)
             return write_freely(backbone, prefill(backbone, batch), self.setup.max_new_tokens)
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Losses of the changed model."""
+        self.whole.eval()
+        return text_losses(self.whole.backbone, texts, lambda _: self.whole.mixed_precision())
 
     @property
     def size_bytes(self) -> int:

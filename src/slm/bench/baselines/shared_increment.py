@@ -6,8 +6,9 @@ its query from them: nothing holds a rival back from bending them too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from slm.bench.baselines.rows import (
     training_rows,
     write_freely,
 )
+from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import IncrementConfig, LearningConfig
 from slm.learning.objectives import Outcome
@@ -79,16 +81,22 @@ class SharedIncrement(Learnable):
             return dataclasses.replace(outcome, loss=outcome.loss + self.penalty())
         return outcome
 
-    def answer(self, batch: Batch, max_new_tokens: int) -> list[Answer]:
-        """The best of all labels, or the greedy text, of each row."""
+    @contextlib.contextmanager
+    def bent(self) -> Iterator[None]:
+        """Within the block the backbone has the increment."""
         self.eval()
         self.bind()
         try:
+            yield
+        finally:
+            self.backbone.reparameterizer.release()
+
+    def answer(self, batch: Batch, max_new_tokens: int) -> list[Answer]:
+        """The best of all labels, or the greedy text, of each row."""
+        with self.bent():
             if self.head is not None:
                 return name_labels(self.head(self.backbone.pooled(batch)), self.labels)
             return write_freely(self.backbone, prefill(self.backbone, batch), max_new_tokens)
-        finally:
-            self.backbone.reparameterizer.release()
 
 
 class SharedRival(Rival):
@@ -147,6 +155,10 @@ class SharedRival(Rival):
         """The best of all labels seen so far, or a freely written text."""
         limit = self.setup.max_new_tokens
         return answer_all(self.setup.backbone, questions, lambda batch: self.knowledge.answer(batch, limit))
+
+    def losses(self, texts: Sequence[str]) -> list[float] | None:
+        """Losses with the increment, which every text gets."""
+        return text_losses(self.setup.backbone, texts, lambda _: self.knowledge.bent())
 
     @property
     def size_bytes(self) -> int:

@@ -1,0 +1,136 @@
+"""The cells of a run, and the folder that holds their results: written once, never overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm.errors import ConfigError, DataError
+
+RUN_FILE = "run.json"
+CELLS = "cells"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One stream lived through by one method.
+
+    Attributes:
+        method: name of a rival.
+        order: name of an order of the suite.
+        seed: of draw, initialisation and row order.
+        per_label: examples of each label; None where the preset says how many in all.
+    """
+
+    method: str
+    order: str
+    seed: int
+    per_label: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its file, without the ending."""
+        shots = "" if self.per_label is None else f"--shots-{self.per_label}"
+        return f"{self.method}--order-{self.order}--seed-{self.seed}{shots}"
+
+
+class RunFolder:
+    """``run.json``, which says what is measured, and ``cells/*.json``, one for each finished cell.
+
+    Args:
+        path: the folder; made when :meth:`begin` is called.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def begin(self, description: Mapping[str, Any]) -> None:
+        """Start a run, or go on with the one that lies here.
+
+        Args:
+            description: what is measured; ``digest`` and ``data`` of it decide whether cells may lie side by
+                side.
+
+        Raises:
+            ConfigError: results of something else lie here, or the folder cannot be written.
+        """
+        try:
+            (self.path / CELLS).mkdir(parents=True, exist_ok=True)
+            if not (self.path / RUN_FILE).exists():
+                _write_new(self.path / RUN_FILE, description)
+                return
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror}): choose another --out"
+            ) from None
+        held = self.description()
+        differing = [name for name in ("digest", "data", "backbone") if held.get(name) != description[name]]
+        if differing:
+            raise ConfigError(
+                f"{self.path} holds results of suite {held.get('suite')}, preset {held.get('preset')}, which "
+                f"differ in {' and '.join(differing)} from what is asked for: choose another --out"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """What the run measures.
+
+        Raises:
+            DataError: no run lies here, or its file is damaged.
+        """
+        return _read(self.path / RUN_FILE)
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is finished."""
+        return self._file(cell).exists()
+
+    def keep(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Write the result of a cell; one that is there already stays."""
+        with contextlib.suppress(FileExistsError):
+            _write_new(self._file(cell), result)
+
+    def results(self) -> list[dict[str, Any]]:
+        """All finished cells, by name.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        return [_read(file) for file in sorted((self.path / CELLS).glob("*.json"))]
+
+    def _file(self, cell: Cell) -> Path:
+        return self.path / CELLS / f"{cell.name}.json"
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink()
+
+
+def _write_new(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all, and never over another."""
+    with _beside(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.chmod(0o644)
+        path.hardlink_to(scratch)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: name the --out folder of `slm bench`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): delete it and run its cell again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no result: delete it and run its cell again")
+    return found

@@ -1,0 +1,84 @@
+"""From what a command line says to the cells of a run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from slm.bench.baselines import NAMES
+from slm.bench.cells import Cell
+from slm.bench.runner import Run, run_suite
+from slm.bench.suite import load_suite
+from slm.errors import ConfigError
+
+
+def plan_run(
+    suite: str,
+    preset: str,
+    *,
+    methods: Sequence[str] | None,
+    orders: Sequence[str] | None,
+    seeds: Sequence[str] | None,
+    changes: Mapping[str, Any],
+    places: tuple[Path | None, Path],
+    is_alone: bool = False,
+) -> Run:
+    """Put a run together and refuse what cannot be run, before anything is computed.
+
+    Args:
+        suite: name or file.
+        preset: its name.
+        methods: names of rivals; None takes all.
+        orders: names of the suite's orders; None takes the preset's.
+        seeds: whole numbers; None takes the preset's.
+        changes: fields of the preset with other values.
+        places: folder of the data, None for the hub; folder of the results.
+        is_alone: whether every task is learned alone too.
+
+    Raises:
+        ConfigError: a name is unknown, or a seed is no number.
+    """
+    chosen = load_suite(suite)
+    scale = replace(chosen.preset(preset), **changes)
+    if orders is not None:
+        _check("order", orders, list(chosen.orders))
+        scale = replace(scale, orders=tuple(orders))
+    if seeds is not None:
+        bad = [seed for seed in seeds if not seed.isdecimal()]
+        if bad:
+            raise ConfigError(f"--seeds must be whole numbers from 0, got {bad[0]!r}: write --seeds 0,1,2")
+        scale = replace(scale, seeds=tuple(map(int, seeds)))
+    if methods is not None:
+        _check("method", methods, list(NAMES))
+    data, out = places
+    options = {name: value for name, value in changes.items() if value is not None}
+    return Run(chosen, scale, tuple(methods or NAMES), data, out, is_alone, options)
+
+
+def run_with_bar(run: Run, num_jobs: int | None) -> int:
+    """Run what is missing with one bar for all cells; see :func:`slm.bench.runner.run_suite`."""
+    from slm.bench.cells import RunFolder
+
+    num_there = sum(RunFolder(run.out).has(cell) for cell in run.cells)
+    with tqdm(total=len(run.cells), initial=num_there, desc="cells", unit="cell") as bar:
+
+        def note(cell: Cell, time_s: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{cell.name} {time_s:.0f} s")
+
+        return run_suite(run, num_jobs=num_jobs, on_done=note)
+
+
+def _check(what: str, names: Sequence[str], known: list[str]) -> None:
+    if not names:
+        raise ConfigError(f"no {what} was named, known are {', '.join(known)}: name at least one")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            mend = f"did you mean {near[0]!r}?" if near else "use one of these"
+            raise ConfigError(f"{what} {name!r} is unknown, known are {', '.join(known)}: {mend}")

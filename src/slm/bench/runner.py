@@ -1,0 +1,272 @@
+"""Running the cells of a suite: several at once, each written when it is done, none of them twice."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from slm.bench.cells import Cell, RunFolder
+from slm.bench.suite import ALONE, METRICS, Preset, Suite
+from slm.bench.suite_data import load_tasks, training_task
+from slm.errors import ConfigError, LearningError, SlmError
+from slm.tasks import Stream, Task
+
+_BYTES_PER_CELL = 3 << 30
+"""Memory that one cell of a small backbone may take; larger ones are given --jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is asked for.
+
+    Attributes:
+        suite: the benchmark.
+        preset: its scale, changes of the command line included.
+        methods: names of rivals.
+        data: folder of tasks; None reads the hub.
+        out: folder of the results.
+        is_alone: whether every task is learned alone too, for forward transfer.
+        options: what of the preset was changed, by the names of the command line.
+    """
+
+    suite: Suite
+    preset: Preset
+    methods: tuple[str, ...]
+    data: Path | None
+    out: Path
+    is_alone: bool = False
+    options: Mapping[str, str | int] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell, orders outermost, so that methods can be compared early."""
+        shots = self.preset.per_label or (None,)
+        alone = self.suite.tasks if self.is_alone else ()
+        return [
+            Cell(method, order, seed, per_label)
+            for order in (*self.preset.orders, *(ALONE + task for task in alone))
+            for seed in self.preset.seeds
+            for per_label in shots
+            for method in self.methods
+        ]
+
+
+def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell, float], None]) -> int:
+    """Run the cells that are not there yet.
+
+    Args:
+        run: what is asked for.
+        num_jobs: cells computed at once, each in a process of its own with its share of the cores; None
+            takes as many as cores and free memory allow.
+        on_done: told of every finished cell and its seconds.
+
+    Returns:
+        The number of cells computed.
+
+    Raises:
+        ConfigError: the folder holds results of something else.
+        LearningError: cells failed; the others are kept.
+    """
+    tasks = load_tasks(run.suite, run.data, run.suite.tasks)
+    folder = RunFolder(run.out)
+    folder.begin(describe(run, tasks))
+    left = [cell for cell in run.cells if not folder.has(cell)]
+    if num_jobs is None:
+        num_jobs = jobs_that_fit()
+    failures = {}
+    for cell, result in _results(run, left, max(1, min(num_jobs, len(left)))):
+        if isinstance(result, str):
+            failures[cell.name] = result
+            continue
+        folder.keep(cell, result)
+        on_done(cell, result["time_s"])
+    if failures:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise LearningError(f"{len(failures)} of {len(left)} cells failed, the others are kept: {told}")
+    return len(left)
+
+
+def describe(run: Run, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """What ``run.json`` says of a run."""
+    replayed = sum(
+        len(example.prompt_text.encode()) + len((example.target or "").encode())
+        for task in tasks.values()
+        for example in training_task(task, run.preset, next(iter(run.preset.per_label), None), 0).examples
+    )
+    return {
+        "suite": run.suite.name,
+        "version": run.suite.version,
+        "title": run.suite.title,
+        "preset": run.preset.name,
+        "about": run.preset.about,
+        "backbone": run.preset.backbone,
+        "options": dict(run.options),
+        "digest": run.suite.digest(run.preset),
+        "data": {name: tasks[name].digest() for name in sorted(tasks)},
+        "metrics_version": METRICS,
+        "bytes_per_task_of_1_percent": replayed / 100 / len(tasks),
+    }
+
+
+def jobs_that_fit() -> int:
+    """Cells that cores and free memory allow at once."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return max(1, min(len(os.sched_getaffinity(0)), free // _BYTES_PER_CELL))
+
+
+def _results(run: Run, cells: Sequence[Cell], num_jobs: int) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
+    """Results as they come; a text where a cell failed."""
+    if num_jobs == 1:
+        for cell in cells:
+            yield cell, _attempt(run, cell, None)
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // num_jobs)
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(_attempt, run, cell, threads): cell for cell in cells}
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                cell = pending.pop(future)
+                try:
+                    yield cell, future.result()
+                except BrokenProcessPool:
+                    raise LearningError(
+                        f"a process of {cell.name} or beside it was killed, perhaps for want of memory: "
+                        "run the same command again, with --jobs 1 if it happens again"
+                    ) from None
+
+
+def _attempt(run: Run, cell: Cell, num_threads: int | None) -> dict[str, Any] | str:
+    try:
+        return run_cell(run, cell, num_threads)
+    except SlmError as error:
+        return str(error)
+
+
+def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, Any]:
+    """Live through one stream with one method and return all that is measured, ready for JSON."""
+    import torch
+
+    from slm.bench.baselines import rival
+    from slm.bench.drift import measure_drift
+    from slm.bench.rival import Setup
+    from slm.bench.run import run_rival
+
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    suite, preset = run.suite, run.preset
+    begun, started = time.perf_counter(), datetime.now(timezone.utc)
+    loaded = _tasks(suite, run.data)
+    order = suite.order(cell.order)
+    stream = Stream(tuple(training_task(loaded[n], preset, cell.per_label, cell.seed) for n in order))
+    learning = replace(preset.config.learning, seed=cell.seed)
+    with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
+        setup = Setup(
+            backbone=_backbone(preset),
+            config=replace(preset.config, learning=learning),
+            seed=cell.seed,
+            scratch=Path(scratch),
+            learned=run.out / "learned",
+            settings=dict(preset.methods.get(cell.method, {})),
+            max_new_tokens=preset.max_new_tokens,
+        )
+        method = rival(cell.method)(setup)
+        found = run_rival(method, stream, limit=preset.test, metrics=suite.metrics)
+        outside = {name: loaded[name] for name in suite.outside}
+        drift = (
+            measure_drift(method, outside, preset.outside_test, suite.metrics)
+            if outside and not method.needs_task_id
+            else None
+        )
+    return {
+        "cell": asdict(cell),
+        "title": method.title,
+        "needs_task_id": method.needs_task_id,
+        "is_joint": method.is_joint,
+        "replayed_share": method.replayed_share,
+        "tasks": list(order),
+        "metrics": [suite.metrics[name] for name in order],
+        "num_examples": [len(task.examples) for task in stream],
+        **asdict(found),
+        "drift": drift,
+        "settings": setup.settings,
+        "config": setup.config.as_dict(),
+        "digest": suite.digest(preset),
+        "started": started.isoformat(timespec="seconds"),
+        "time_s": round(time.perf_counter() - begun, 1),
+        "environment": environment(),
+    }
+
+
+_KEPT: dict[str, tuple[Any, Any]] = {}
+"""What a process that computes cells loads once: "tasks" and "backbone", each with what it is of."""
+
+
+def _once(name: str, of: Any, load: Callable[[], Any]) -> Any:
+    if name not in _KEPT or _KEPT[name][0] != of:
+        _KEPT[name] = (of, load())
+    return _KEPT[name][1]
+
+
+def _tasks(suite: Suite, data: Path | None) -> dict[str, Task]:
+    names = (*suite.tasks, *suite.outside)
+    found: dict[str, Task] = _once("tasks", (suite, data), lambda: load_tasks(suite, data, names))
+    return found
+
+
+def _backbone(preset: Preset) -> Any:
+    from slm.backbone.load import load_backbone
+
+    of = (preset.backbone, preset.config.backbone)
+    return _once("backbone", of, lambda: load_backbone(*of))
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit: whatever a number may depend on."""
+    import torch
+    import transformers
+
+    import slm
+
+    def git(*words: str) -> str:
+        here = Path(slm.__file__).parent
+        found = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    is_changed = bool(git("status", "--porcelain", "--", "."))
+    return {
+        "commit": git("rev-parse", "HEAD") + (" with changes" if is_changed else ""),
+        "slm": slm.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "num_cores": len(os.sched_getaffinity(0)),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def check_jobs(num_jobs: int | None) -> None:
+    """Refuse a number of jobs that is none.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if num_jobs is not None and num_jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {num_jobs}: raise it or leave it out")

@@ -1,0 +1,218 @@
+"""From cells to tables: means and spreads over orders and seeds, by the formulas of method section 5."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from slm.bench.suite import ALONE
+from slm.errors import DataError
+from slm.evaluation import metrics
+
+Result = Mapping[str, Any]
+"""One cell as :func:`slm.bench.runner.run_cell` returns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A number over cells.
+
+    Attributes:
+        mean: over the cells.
+        deviation: sample standard deviation; None for one cell.
+        num_cells: how many.
+    """
+
+    mean: float
+    deviation: float | None
+    num_cells: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """The spread of what is known; None where nothing is."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(fmean(known), stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One method in the leaderboard; scores and shares run from 0 to 1, times are seconds.
+
+    Attributes:
+        method: its name.
+        title: in words.
+        per_label: examples of each label; None where the preset says how many in all.
+        needs_task_id: it is told the task of every question, so it is a bound.
+        is_joint: it sees all tasks at once, so it is a bound.
+        replayed_share: part of old rows that it keeps.
+        average: after the last task.
+        forgetting: mean drop from the best score.
+        backward_transfer: mean change of the first score.
+        forward_transfer: mean lead over learning each task alone; None unless that was run.
+        oracle_gap: the oracle's average minus this one's, order by order; None without an oracle.
+        misrouting: share of test rows routed to another task.
+        refused: share of test rows that abstained.
+        bytes_per_task: kept at the end, over the number of tasks.
+        learn_s: per task.
+        ask_ms: milliseconds for a question of the last round.
+        retrieval_share: of the time of answering.
+        scores: task -> last score, mean over cells.
+        first: task -> score just after it was learned; empty for a joint method.
+    """
+
+    method: str
+    title: str
+    per_label: int | None
+    needs_task_id: bool
+    is_joint: bool
+    replayed_share: float
+    average: Spread
+    forgetting: Spread | None
+    backward_transfer: Spread | None
+    forward_transfer: Spread | None
+    oracle_gap: Spread | None
+    misrouting: Spread | None
+    refused: Spread | None
+    bytes_per_task: float
+    learn_s: float
+    ask_ms: float
+    retrieval_share: float | None
+    scores: Mapping[str, float]
+    first: Mapping[str, float]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is told more than a method in use would be."""
+        return self.needs_task_id or self.is_joint
+
+
+def leaderboard(results: Sequence[Result]) -> list[Line]:
+    """One line per method and number of examples, bounds last, otherwise by average.
+
+    Raises:
+        DataError: there is no result.
+    """
+    if not results:
+        raise DataError("the run has no finished cell yet: run `slm bench` first")
+    groups: dict[tuple[str, int | None], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["cell"]["method"], result["cell"]["per_label"]].append(result)
+    lines = [
+        _line(own, groups.get(("oracle", per_label), []))
+        for (_, per_label), own in groups.items()
+        if any(not is_alone(result) for result in own)
+    ]
+    return sorted(lines, key=lambda line: (line.per_label or 0, line.is_bound, -line.average.mean))
+
+
+def is_alone(result: Result) -> bool:
+    """Whether a cell learned one task and no other."""
+    return str(result["cell"]["order"]).startswith(ALONE)
+
+
+def last_scores(result: Result) -> dict[str, float]:
+    """Task -> score after the last task."""
+    return dict(zip(result["tasks"], result["scores"][-1], strict=True))
+
+
+def misrouting(confusion: Sequence[Sequence[int]] | None) -> float | None:
+    """Share of rows off the diagonal."""
+    if confusion is None:
+        return None
+    return 1 - sum(row[i] for i, row in enumerate(confusion)) / sum(map(sum, confusion))
+
+
+def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
+    cells = [result for result in results if not is_alone(result)]
+    alone = {
+        (result["tasks"][0], result["cell"]["seed"]): result["scores"][0][0]
+        for result in results
+        if is_alone(result)
+    }
+    given = {_place(result): fmean(result["scores"][-1]) for result in oracle if not is_alone(result)}
+    first, one = cells[0], fmean
+    is_joint = first["is_joint"]
+    gaps = [
+        given[_place(result)] - one(result["scores"][-1]) if _place(result) in given else None
+        for result in cells
+    ]
+    return Line(
+        method=first["cell"]["method"],
+        title=first["title"],
+        per_label=first["cell"]["per_label"],
+        needs_task_id=first["needs_task_id"],
+        is_joint=is_joint,
+        replayed_share=first["replayed_share"],
+        average=_known(Spread.of(one(result["scores"][-1]) for result in cells)),
+        forgetting=None if is_joint else Spread.of(metrics.forgetting(r["scores"]) for r in cells),
+        backward_transfer=None
+        if is_joint
+        else Spread.of(metrics.backward_transfer(r["scores"]) for r in cells),
+        forward_transfer=None if is_joint else Spread.of(_forward_transfer(r, alone) for r in cells),
+        oracle_gap=Spread.of(gaps),
+        misrouting=Spread.of(misrouting(result["confusion"]) for result in cells),
+        refused=Spread.of(sum(result["num_refused"]) / result["num_asked"] for result in cells),
+        bytes_per_task=one(result["size_bytes"][-1] / len(result["tasks"]) for result in cells),
+        learn_s=one(sum(result["learn_s"]) / len(result["tasks"]) for result in cells),
+        ask_ms=one(1000 * result["ask_s"] / result["num_asked"] for result in cells),
+        retrieval_share=_mean(r["retrieve_s"] / r["ask_s"] for r in cells if r["retrieve_s"] is not None),
+        scores={task: one(last_scores(r)[task] for r in cells) for task in sorted(first["tasks"])},
+        first={} if is_joint else _first_scores(cells),
+    )
+
+
+def _place(result: Result) -> tuple[str, int]:
+    return result["cell"]["order"], result["cell"]["seed"]
+
+
+def _first_scores(cells: Sequence[Result]) -> dict[str, float]:
+    found = [
+        {task: line[j] for j, (task, line) in enumerate(zip(r["tasks"], r["scores"], strict=True))}
+        for r in cells
+    ]
+    return {task: fmean(scores[task] for scores in found) for task in sorted(found[0])}
+
+
+def _forward_transfer(result: Result, alone: Mapping[tuple[str, int], float]) -> float | None:
+    found = [alone.get((task, result["cell"]["seed"])) for task in result["tasks"]]
+    return None if None in found else metrics.forward_transfer(result["scores"], found)
+
+
+def _known(spread: Spread | None) -> Spread:
+    assert spread is not None, "a line has at least one cell"
+    return spread
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
+
+
+def drift_table(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row per method with the loss on unrelated texts and the zero-shot scores, and what they were.
+
+    What they were before is what the method ``frozen`` has; without it ``before`` is None.
+    """
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.get("drift") and not is_alone(result):
+            groups[result["cell"]["method"]].append(result)
+    found = {method: _drift(own) for method, own in groups.items()}
+    return [{**row, "before": found.get("frozen")} for row in found.values()]
+
+
+def _drift(results: Sequence[Result]) -> dict[str, Any]:
+    drifts = [result["drift"] for result in results]
+    losses = [drift["loss"] for drift in drifts]
+    return {
+        "method": results[0]["cell"]["method"],
+        "title": results[0]["title"],
+        "loss": None if None in losses else fmean(losses),
+        "scores": {task: fmean(drift["scores"][task] for drift in drifts) for task in drifts[0]["scores"]},
+        "abstained": fmean(drift["abstained"] for drift in drifts),
+    }

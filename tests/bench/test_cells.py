@@ -1,0 +1,62 @@
+"""The folder of a run: what is there is never run again, nor written over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slm.bench.cells import Cell, RunFolder
+from slm.errors import ConfigError, DataError
+
+WHAT = {"suite": "long", "preset": "cpu", "digest": "d", "data": {"a": "1"}, "backbone": "minilm"}
+
+
+def test_a_cell_is_kept_once_and_a_second_result_changes_nothing(tmp_path):
+    folder, cell = RunFolder(tmp_path / "run"), Cell("slm", "8", 0)
+    folder.begin(WHAT)
+    assert not folder.has(cell)
+    folder.keep(cell, {"score": 1})
+    folder.keep(cell, {"score": 2})
+    assert folder.has(cell)
+    assert folder.results() == [{"score": 1}]
+    assert [p.name for p in (tmp_path / "run" / "cells").iterdir()] == ["slm--order-8--seed-0.json"]
+
+
+def test_cells_differ_by_method_order_seed_and_examples():
+    cells = [Cell(m, o, s, n) for m in ("slm", "ewc") for o in ("1", "2") for s in (0, 1) for n in (None, 16)]
+    assert len({cell.name for cell in cells}) == 16
+
+
+def test_a_run_goes_on_where_it_was_and_refuses_another_one(tmp_path):
+    RunFolder(tmp_path).begin(WHAT)
+    RunFolder(tmp_path).begin({**WHAT, "options": {"test": 3}})
+    assert RunFolder(tmp_path).description() == WHAT
+    with pytest.raises(ConfigError, match="differ in digest and data from what is asked for: choose another"):
+        RunFolder(tmp_path).begin({**WHAT, "digest": "e", "data": {}})
+
+
+def test_a_result_that_is_no_number_is_not_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin(WHAT)
+    with pytest.raises(ValueError, match="Out of range float"):
+        folder.keep(Cell("slm", "8", 0), {"score": float("nan")})
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_missing_or_damaged_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"run.json does not exist: name the --out folder"):
+        RunFolder(tmp_path).description()
+    RunFolder(tmp_path).begin(WHAT)
+    (tmp_path / "cells" / "x.json").write_text(json.dumps({"a": 1})[:-2])
+    with pytest.raises(DataError, match=r"x.json cannot be read .*: delete it and run its cell again"):
+        RunFolder(tmp_path).results()
+    (tmp_path / "cells" / "x.json").write_text("[]")
+    with pytest.raises(DataError, match=r"x.json holds no result"):
+        RunFolder(tmp_path).results()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run").begin(WHAT)

@@ -1,0 +1,160 @@
+"""Tables and page of a run, from cells made by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from statistics import stdev
+
+import pytest
+
+from slm.bench.cells import Cell, RunFolder
+from slm.bench.run_page import write_report
+from slm.bench.run_text import command_of, drift_rows, leaderboard_table, markdown
+from slm.bench.tables import leaderboard
+from slm.errors import DataError
+
+RUN = {
+    "suite": "long",
+    "version": 1,
+    "title": "Two <tasks>",
+    "preset": "cpu",
+    "about": "seconds",
+    "backbone": "minilm",
+    "options": {"test": 4},
+    "digest": "d",
+    "data": {},
+    "bytes_per_task_of_1_percent": 1500.0,
+}
+
+
+def cell(method, order, scores, *, seed=0, per_label=None, confusion=None, drift=None, **flags):
+    tasks = [order.removeprefix("alone-")] if order.startswith("alone-") else ["news", "films"]
+    if order == "2":
+        tasks.reverse()
+    return {
+        "cell": {"method": method, "order": order, "seed": seed, "per_label": per_label},
+        "title": method.upper(),
+        "needs_task_id": method == "oracle",
+        "is_joint": method == "joint",
+        "replayed_share": 0.0,
+        "tasks": tasks,
+        "metrics": ["accuracy"] * len(tasks),
+        "num_examples": [6] * len(tasks),
+        "scores": scores,
+        "learn_s": [1.0] * len(tasks),
+        "size_bytes": [1000 * (i + 1) for i in range(len(tasks))],
+        "ask_s": 2.0,
+        "num_asked": 20,
+        "retrieve_s": None if confusion is None else 0.5,
+        "confusion": confusion,
+        "num_refused": [1] + [0] * (len(tasks) - 1),
+        "drift": drift,
+        "environment": {"commit": "c" * 40, "device": "cpu"},
+        "time_s": 3.0,
+        **flags,
+    }
+
+
+RESULTS = [
+    cell("slm", "1", [[0.9], [0.8, 0.7]], confusion=[[9, 1], [0, 10]]),
+    cell("slm", "2", [[0.7], [0.7, 0.9]], confusion=[[10, 0], [0, 10]]),
+    cell("oracle", "1", [[0.9], [0.9, 0.7]]),
+    cell("oracle", "2", [[0.7], [0.7, 0.9]]),
+    cell("joint", "1", [[0.95, 0.85]]),
+    cell("slm", "alone-news", [[0.85]]),
+    cell("slm", "alone-films", [[0.6]]),
+]
+
+
+def line_of(method, results=RESULTS):
+    return next(line for line in leaderboard(results) if line.method == method)
+
+
+def test_means_spreads_and_gaps_are_those_of_the_formulas():
+    slm = line_of("slm")
+    assert slm.average.mean == pytest.approx(0.775)
+    assert slm.average.deviation == pytest.approx(stdev([0.75, 0.8]))
+    assert slm.forgetting.mean == pytest.approx(0.05)
+    assert slm.backward_transfer.mean == pytest.approx(-0.05)
+    assert slm.oracle_gap.mean == pytest.approx(0.025)
+    assert slm.misrouting.mean == pytest.approx(0.025)
+    assert slm.refused.mean == pytest.approx(0.05)
+    assert slm.bytes_per_task == 1000
+    assert slm.retrieval_share == pytest.approx(0.25)
+    assert slm.scores == pytest.approx({"films": 0.7, "news": 0.85})
+    # the second task of each order, less what it reaches alone
+    assert slm.forward_transfer.mean == pytest.approx(((0.7 - 0.6) + (0.9 - 0.85)) / 2)
+
+
+def test_bounds_stand_last_and_a_joint_method_has_no_forgetting():
+    assert [line.method for line in leaderboard(RESULTS)] == ["slm", "joint", "oracle"]
+    joint = line_of("joint")
+    assert joint.average.mean == pytest.approx(0.9)
+    assert joint.average.deviation is None
+    assert joint.forgetting is None
+
+
+def test_without_an_oracle_there_is_no_gap_and_without_single_tasks_no_transfer():
+    line = line_of("slm", RESULTS[:2])
+    assert line.oracle_gap is None
+    assert line.forward_transfer is None
+    header, rows = leaderboard_table([line])
+    assert "forward transfer" not in header
+    assert rows[0][header.index("oracle gap")] == "–"
+
+
+def test_numbers_of_examples_are_lines_of_their_own():
+    few = cell("slm", "1", [[0.5], [0.5, 0.5]], per_label=4)
+    many = cell("slm", "1", [[0.6], [0.6, 0.6]], per_label=16)
+    assert [line.per_label for line in leaderboard([many, few])] == [4, 16]
+    assert leaderboard_table(leaderboard([many, few]))[0][1] == "of each label"
+
+
+def test_drift_is_told_as_the_change_against_the_frozen_backbone():
+    frozen = cell(
+        "frozen", "1", [[0.1], [0.1, 0.1]], drift={"loss": 3.0, "scores": {"x": 0.5}, "abstained": 0.0}
+    )
+    bent = cell("slm", "1", [[0.1], [0.1, 0.1]], drift={"loss": 3.25, "scores": {"x": 0.4}, "abstained": 1.0})
+    header, rows = drift_rows([bent, frozen])
+    assert header == ("method", "loss on unrelated texts", "x, zero-shot", "refused")
+    assert rows[0] == ("FROZEN", "3.000 (+0.000)", "50.0 (+0.0)", "0%")
+    assert rows[1] == ("SLM", "3.250 (+0.250)", "40.0 (-10.0)", "100%")
+    assert drift_rows(RESULTS) is None
+
+
+def test_the_command_repeats_what_was_run():
+    assert command_of(RUN, RESULTS) == (
+        "slm bench long --preset cpu --data DATA --test 4 --methods joint,oracle,slm --orders 1,2 --seeds 0 "
+        "--alone --out runs/x"
+    )
+
+
+def test_markdown_has_every_method_and_the_command_under_the_table():
+    text = markdown(RUN, RESULTS)
+    assert "| SLM | 77.50 ± 3.54 | 5.00 ± 7.07 |" in text
+    assert "JOINT (bound)" in text
+    assert text.index("slm bench long") > text.index("JOINT (bound)")
+
+
+def test_the_page_is_whole_escapes_its_texts_and_needs_no_network(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin(RUN)
+    for result in RESULTS:
+        folder.keep(Cell(**result["cell"]), result)
+    page = write_report(tmp_path).read_text()
+    assert "<h1>Two &lt;tasks&gt;</h1>" in page
+    assert page.count("<svg") == 4  # curves, costs, matrices, routing
+    assert not re.search(r"(src|href)=\"?https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "curves.png", "costs.png", "matrices.png", "confusion.png",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["leaderboard"][0]["average"] == "77.50 ± 3.54"
+    assert write_report(tmp_path).read_text() == page
+
+
+def test_a_run_without_a_finished_cell_has_no_report(tmp_path):
+    RunFolder(tmp_path).begin(RUN)
+    with pytest.raises(DataError, match="no finished cell yet"):
+        write_report(tmp_path)

@@ -1,0 +1,145 @@
+"""Running cells for real: MiniLM, two small tasks, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from slm.bench.cells import RunFolder
+from slm.bench.plan import plan_run, run_with_bar
+from slm.bench.runner import run_cell
+from slm.cli.main import main
+from slm.errors import ConfigError, LearningError
+from tests.bench.test_suite import SUITE, write_data
+
+TIMES = ("time_s", "learn_s", "ask_s", "retrieve_s", "started")
+
+
+@pytest.fixture
+def planned(tmp_path):
+    (tmp_path / "own.yaml").write_text(SUITE.replace("num_epochs: 1", "num_epochs: 2, has_progress: false"))
+    write_data(tmp_path / "data", "hues", ("red", "blue"))
+    write_data(tmp_path / "data", "sizes", ("big", "small"))
+
+    def plan(out="run", **options):
+        chosen = {"methods": ("slm", "oracle"), "orders": None, "seeds": None, "changes": {}, **options}
+        return plan_run(
+            str(tmp_path / "own.yaml"), "cpu", places=(tmp_path / "data", tmp_path / out), **chosen
+        )
+
+    return plan
+
+
+def told(run):
+    """What the cells say, times aside."""
+    results = RunFolder(run.out).results()
+    return [{name: value for name, value in r.items() if name not in TIMES} for r in results]
+
+
+def test_two_runs_with_one_seed_say_the_same_and_finished_cells_are_not_run_again(planned, monkeypatch):
+    first, second = planned("a"), planned("b")
+    assert run_with_bar(first, 1) == 2
+    assert run_with_bar(second, 1) == 2
+    assert told(first) == told(second)
+    monkeypatch.setattr("slm.bench.runner.run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    assert run_with_bar(first, 1) == 0
+
+
+def test_a_run_that_was_killed_goes_on_with_the_cells_that_are_missing(planned):
+    run = planned()
+    run_with_bar(run, 1)
+    lost = run.out / "cells" / "oracle--order-1--seed-0.json"
+    kept = (run.out / "cells" / "slm--order-1--seed-0.json").read_bytes()
+    before = told(run)
+    lost.unlink()
+    assert run_with_bar(run, 1) == 1
+    assert told(run) == before
+    assert (run.out / "cells" / "slm--order-1--seed-0.json").read_bytes() == kept
+
+
+def test_cells_in_processes_of_their_own_give_the_same_scores(planned):
+    alone, apart = planned("a"), planned("b")
+    run_with_bar(alone, 1)
+    run_with_bar(apart, 2)
+    scores = [[r["scores"] for r in RunFolder(run.out).results()] for run in (alone, apart)]
+    assert scores[0] == scores[1]
+
+
+def test_a_cell_tells_what_a_number_depends_on(planned):
+    run = planned()
+    cell = run.cells[0]
+    found = run_cell(run, cell)
+    assert found["tasks"] == ["hues", "sizes"]
+    assert [len(row) for row in found["scores"]] == [1, 2]
+    assert found["num_examples"] == [6, 6]
+    assert found["metrics"] == ["accuracy", "accuracy"]
+    assert found["digest"] == run.suite.digest(run.preset)
+    assert found["environment"]["torch"]
+    assert found["config"]["learning"]["num_epochs"] == 2
+    assert sum(map(sum, found["confusion"])) == found["num_asked"] == 8
+    assert found["size_bytes"][1] > found["size_bytes"][0] > 0
+    json.dumps(found, allow_nan=False)
+
+
+def test_nothing_in_a_cell_depends_on_the_names_of_tasks(planned, tmp_path):
+    """A name in an input would be a task-ID: other names would then give other scores and queries."""
+    run = planned("a", methods=("slm", "sequential-lora"))
+    text = (tmp_path / "own.yaml").read_text()
+    for old, new in (("hues", "zebra"), ("sizes", "quartz")):
+        text = text.replace(old, new)
+        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
+    (tmp_path / "other.yaml").write_text(text)
+    (tmp_path / "data2").mkdir()
+    other = plan_run(
+        str(tmp_path / "other.yaml"),
+        "cpu",
+        methods=("slm", "sequential-lora"),
+        orders=None,
+        seeds=None,
+        changes={},
+        places=(tmp_path / "data", tmp_path / "b"),
+    )
+    renamed = [run_cell(other, cell) for cell in other.cells]
+    for old, new in (("hues", "zebra"), ("sizes", "quartz")):
+        (tmp_path / "data" / new).rename(tmp_path / "data" / old)
+    own = [run_cell(run, cell) for cell in run.cells]
+    assert [(r["scores"], r["confusion"]) for r in own] == [(r["scores"], r["confusion"]) for r in renamed]
+
+
+def test_a_failed_cell_is_told_and_the_others_are_kept(planned):
+    run = planned(methods=("sequential-lora", "slm"), changes={"methods": {"sequential-lora": {"odd": 1.0}}})
+    with pytest.raises(
+        LearningError, match="1 of 2 cells failed, the others are kept: sequential-lora--order-1"
+    ):
+        run_with_bar(run, 1)
+    assert [r["cell"]["method"] for r in RunFolder(run.out).results()] == ["slm"]
+
+
+def test_the_command_runs_and_reports(planned, tmp_path, capsys):
+    planned()
+    words = [str(tmp_path / "own.yaml"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert main(["bench", *words, "--methods", "slm", "--jobs", "1"]) == 0
+    assert main(["bench", "report", str(tmp_path / "run"), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index("{") :])["leaderboard"][0]["method"].startswith("slm")
+    assert main(["bench", *words, "--methods", "slmm"]) == 1
+    assert "method 'slmm' is unknown" in capsys.readouterr().err
+    assert main(["bench", *words, "--methods", "slm", "--test", "3"]) == 1
+    assert "choose another --out" in capsys.readouterr().err
+    assert main(["bench", "list"]) == 0
+    assert "t5-few-shot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ("emc",)}, "method 'emc' is unknown.*did you mean 'ewc'"),
+        ({"orders": ("9",)}, "order '9' is unknown, known are 1, 2"),
+        ({"seeds": ("-1",)}, "--seeds must be whole numbers from 0, got '-1'"),
+        ({"methods": ()}, "no method was named"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_computed(planned, options, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(**options)
