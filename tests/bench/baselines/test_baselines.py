@@ -48,16 +48,16 @@ def test_an_encoder_learns_two_tasks_and_answers_every_row(name, setup):
         for (task, _), answer in zip(rows, answers, strict=True):
             assert name == "slm-cosine-voting" or answer.text in stream[task].labels
     routed = method.nearest([example.prompt for _, example in rows])
-    is_router = name in ("mean-key", "slm-cosine", "slm")
+    is_router = name in ("mean-key", "slm-cosine", "slm", "slm-never-abstaining")
     assert (routed is not None) == is_router
     assert not is_router or set(routed) <= set(stream.names)
     assert all(layer.binding is None for layer in method.setup.backbone.reparameterizer.layers.values())
 
 
-WRITERS = [(name, "LLaMA") for name in NAMES]
-WRITERS += [
-    (name, "T5") for name in ("sequential", "o-lora", "l2p", "progressive-prompts", "slm-cosine-voting")
-]
+ALIKE = ("replay-1", "replay-10", "mean-key", "slm-cosine", "slm-never-abstaining", "joint", "joint-wide")
+"""Methods of which another one writes in the very same way."""
+WRITERS = [(name, "LLaMA") for name in NAMES if name not in ALIKE]
+WRITERS += [(name, "T5") for name in ("sequential", "l2p", "progressive-prompts", "slm-cosine-voting")]
 
 
 @pytest.mark.parametrize(("name", "family"), WRITERS)
@@ -78,11 +78,11 @@ def test_a_method_that_learns_gets_its_task_right(setup):
         ("progressive-prompts", {}),
     ):
         settings = {"learning_rate": 5e-3} if name == "sequential" else None
-        method = rival(name)(setup("BERT", settings, num_epochs=12, patience=12, **learning))
-        method.learn(colours(60))
-        questions = texts_of(colours(60))
+        method = rival(name)(setup("BERT", settings, num_epochs=6, patience=6, **learning))
+        method.learn(colours(40))
+        questions = texts_of(colours(40))
         answers = method.ask(questions, ["colours"] * len(questions) if method.needs_task_id else None)
-        right = [a.text == e.target for a, e in zip(answers, colours(60).test, strict=True)]
+        right = [a.text == e.target for a, e in zip(answers, colours(40).test, strict=True)]
         assert sum(right) >= 0.9 * len(right), name
 
 
@@ -169,7 +169,5 @@ def test_an_unknown_method_and_an_unknown_setting_are_refused_with_the_nearest(s
 
 
 def test_the_names_load_no_torch():
-    code = (
-        "import sys, slm.bench.baselines as b; assert len(b.NAMES) == 16; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, slm.bench.baselines as b; assert 'slm' in b.NAMES; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

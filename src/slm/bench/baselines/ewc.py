@@ -32,7 +32,7 @@ class ElasticWeightConsolidation(SharedRival):
 
     name = "ewc"
     title = "EWC"
-    defaults = {**SharedRival.defaults, "strength": 1000.0}
+    defaults = {**SharedRival.defaults, "masks_labels": 1.0, "strength": 10000.0}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

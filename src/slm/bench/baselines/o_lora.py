@@ -88,7 +88,7 @@ class OrthogonalLora(SharedRival):
 
     name = "o-lora"
     title = "O-LoRA"
-    defaults = {**SharedRival.defaults, "strength": 0.5}
+    defaults = {**SharedRival.defaults, "masks_labels": 1.0, "strength": 0.5}
     knowledge: OrthogonalIncrements
 
     def begin(self) -> OrthogonalIncrements:

@@ -33,7 +33,7 @@ class SlmCosine(IsolatedRival):
 
     name = "slm-cosine"
     title = "paper's form, row by row"
-    defaults = {"num_groups": float(CosineConfig().num_groups)}
+    defaults = {"num_groups": float(CosineConfig().num_groups), "min_steps": float(CosineConfig().min_steps)}
 
     def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
         """The paper's settings; it drops no small weight and never abstains."""
@@ -41,7 +41,9 @@ class SlmCosine(IsolatedRival):
         return dataclasses.replace(
             config,
             form="cosine",
-            cosine=CosineConfig(num_groups=int(self.settings["num_groups"])),
+            cosine=CosineConfig(
+                num_groups=int(self.settings["num_groups"]), min_steps=int(self.settings["min_steps"])
+            ),
             keys_per_task=1,
             prior="uniform",
             top_k=4 if is_encoder else 2,
