@@ -42,6 +42,9 @@ def test_two_runs_with_one_seed_say_the_same_and_finished_cells_are_not_run_agai
     assert run_with_bar(first, 1) == 2
     assert run_with_bar(second, 1) == 2
     assert told(first) == told(second)
+    # The oracle took over what slm had learned, and says what that had cost.
+    times = {r["cell"]["method"]: sum(r["learn_s"]) for r in RunFolder(first.out).results()}
+    assert 0.5 * times["slm"] < times["oracle"] < 2 * times["slm"]
     monkeypatch.setattr("slm.bench.runner.run_cell", lambda *_: pytest.fail("a finished cell was run again"))
     assert run_with_bar(first, 1) == 0
 

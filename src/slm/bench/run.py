@@ -116,7 +116,7 @@ def run_rival(
     known: tuple[str, ...] = ()
     rows: list[tuple[str, Example]] = []
     for step in steps:
-        begun = time.perf_counter() - rival.borrowed_s
+        begun = time.perf_counter() + rival.borrowed_s
         rival.learn_all(step)
         run.learn_s.append(time.perf_counter() - begun + rival.borrowed_s)
         run.size_bytes.append(rival.size_bytes)

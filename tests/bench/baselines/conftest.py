@@ -11,7 +11,7 @@ from slm.config import BackboneConfig, Config, IncrementConfig, LearningConfig
 from slm.tasks import Task
 from tests.backbone.families import load, save
 
-SETTINGS = dict.fromkeys(("slm-cosine", "slm-cosine-voting"), {"num_groups": 4.0, "min_steps": 20.0})
+SETTINGS = {name: {"num_groups": 4.0, "min_steps": 20.0} for name in ("slm-cosine", "slm-cosine-voting")}
 """Of methods whose defaults do not fit tiny backbones."""
 
 
