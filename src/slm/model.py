@@ -447,7 +447,7 @@ class ScalableLM:
                 del self._keys[gone]
             self._knowledge = self._read(records, version)
 
-    def _mixture(self, retrieved: Retrieved) -> Mixture:
+    def mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
         slots = torch.zeros_like(retrieved.tasks)
         wanted: dict[Hashable, Callable[[], Increment]] = {}
@@ -472,7 +472,7 @@ class ScalableLM:
         def decide(queries: Tensor) -> None:
             assert retriever is not None
             decided.append(retriever(queries))
-            bound.bind(self._mixture(decided[0]))
+            bound.bind(self.mixture(decided[0]))
 
         bound.release()
         try:
