@@ -1,7 +1,7 @@
 """The routed model under lm-evaluation-harness: ``python -m slm.bench.harness run --model slm ...``.
 
 Every request of the harness finds its own knowledge, as a question of ``slm ask`` does: its context (the
-whole text for perplexities) is the question, the mixture retrieved for it bends the backbone, and the continuation
+whole text for perplexities) is the question, the mixture retrieved for it bends the backbone, and the rest
 is scored or written under that mixture. Rows that abstain are the frozen backbone's. Tokens are those of
 the harness's own ``hf`` model, so on an empty store the two agree.
 """
