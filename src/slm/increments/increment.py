@@ -153,7 +153,7 @@ def lower_rank(increment: Increment, rank: int) -> Increment:
     """The increment of at most this rank nearest to one in every layer, by singular values; scale 1.
 
     The (O, I) matrix is never formed: with B = Q_b R_b and Aᵀ = Q_a R_a, only s · R_b R_aᵀ is decomposed.
-    Both halves get the square roots of the singular values. An increment of no higher rank is returned as it is.
+    Both halves get the square roots of the singular values. What has no higher rank is returned as it is.
 
     Args:
         increment: of rank R.
