@@ -118,9 +118,10 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     )
     start = None
     if config.start == "retrieved":
-        start = choose_start(model, prepared.queries[[not out for out in is_held]], train)
-        if start.increment is not None:
-            begin_from(learnable, start.increment)
+        own = prepared.queries[[not out for out in is_held]]
+        start = choose_start(model, own, train, len(task.labels))
+        if start.increment is not None and start.probe is not None:
+            begin_from(learnable, start.increment, start.probe)
     started = start.as_metadata() if start else {}
     apart = _with_own_checkpoints(model, task, config, started)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
