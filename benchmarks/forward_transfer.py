@@ -4,8 +4,8 @@
 
 The tasks of order 8 arrive one after another at MiniLM with a few examples a class. Each is learned with
 ``start: retrieved`` in a store of those before it, and alone as well where it took a start; where it did
-not, both are the same to the bit. Test rows are answered with the task's own increment and head, so that routing
-does not enter. A killed run goes on where it stopped when it is given the same ``--work`` folder. Writes
+not, both are the same to the bit. Test rows are answered with the task's own increment and head, so that
+routing does not enter. A killed run goes on where it stopped when given the same ``--work`` folder. Writes
 ``<out>/forward_transfer.json``, ``<out>/forward_transfer.md`` and ``<out>/forward_transfer.png``.
 """
 

@@ -5,8 +5,8 @@ a mixture of them at the same rank, is judged by a probe: a ridge regression of 
 backbone gives when bent by it, with the leave-one-out error of the task's own rows in closed form. The probe
 may lean on the directions that the earlier heads read, whatever their labels were called. A start is taken
 only where it beats the frozen backbone's own probe beyond chance (one-sided 5% of the paired difference);
-otherwise the task is learned alone, to the bit. Only increments, heads and keys of earlier tasks are used, and
-none of their files is touched.
+otherwise the task is learned alone, to the bit. Only increments, heads and keys of earlier tasks are used,
+and none of their files is touched.
 """
 
 from __future__ import annotations
