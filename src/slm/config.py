@@ -377,6 +377,9 @@ class LearningConfig(_Config):
     """Share of the task's own rows kept for early stopping."""
     seed: int = 0
     """Seeds initialisation, order and split; the same seed gives the same bytes on one machine."""
+    start: str = "none"
+    """``none`` (every task is learned alone, so the order of tasks does not matter), or ``retrieved``: an
+    encoder's new task may start from earlier tasks' increments, where its own rows say that this helps."""
     is_truncating: bool = False
     """True cuts the middle out of over-long texts; False refuses them with their row number."""
     checkpoint_folder: str | None = None
@@ -384,6 +387,7 @@ class LearningConfig(_Config):
     has_progress: bool = True
     """Whether progress bars are shown on standard error."""
 
+    _choices = {"start": ("none", "retrieved")}
     _ranges = {
         "learning_rate": (1e-7, 1.0),
         "head_learning_rate": (1e-7, 1.0),

@@ -42,6 +42,7 @@ def learn(
     limit: Annotated[int | None, typer.Option(metavar="N", help="Learn at most N examples.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Chooses the draw and the training.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Most passes over the examples.")] = None,
+    start: Annotated[str | None, typer.Option(help="none, or retrieved: from earlier tasks.")] = None,
     is_truncating: IsTruncating = False,
     is_showing: Annotated[
         bool, typer.Option("--show", help="Print three examples as the model will see them, and stop.")
@@ -71,12 +72,9 @@ def learn(
         return print_line("\n\n".join(examples))
     if key_plot is not None:
         check_key_plot(model.config.retrieval, key_plot)
-    given: dict[str, Any] = {
-        "seed": seed,
-        "num_epochs": epochs,
-        "checkpoint_folder": str(checkpoints) if checkpoints else None,
-        "is_truncating": is_truncating or None,  # False leaves it to the store's settings
-    }
+    given: dict[str, Any] = {"seed": seed, "num_epochs": epochs, "start": start}
+    given["checkpoint_folder"] = str(checkpoints) if checkpoints else None
+    given["is_truncating"] = is_truncating or None  # False leaves it to the store's settings
     settings = {key: value for key, value in given.items() if value is not None}
     learned = model.learn(task, has_progress=is_on_terminal(), **settings)
     if key_plot is not None and learned.key_history is not None:

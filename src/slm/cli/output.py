@@ -57,6 +57,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         if report[f"{part}_score"] is not None:
             score = f"{report[f'{part}_metric']} {report[f'{part}_score']:.3f}"
             print_line(f"{score} on {number}{part} examples")
+    if report["started_from"]:
+        print_line(f"started from {', '.join(report['started_from'])}", "dim")
     history = report["key_history"]
     if history:
         print_line(

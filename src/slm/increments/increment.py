@@ -149,6 +149,30 @@ def concatenate(increments: Sequence[Increment], weights: Sequence[float]) -> In
     return Increment(pairs, rank, float(rank))
 
 
+def lower_rank(increment: Increment, rank: int) -> Increment:
+    """The increment of at most this rank nearest to one in every layer, by singular values; scale 1.
+
+    The (O, I) matrix is never formed: with B = Q_b R_b and Aᵀ = Q_a R_a, only s · R_b R_aᵀ is decomposed.
+    Both halves get the square roots of the singular values. What has no higher rank is returned as it is.
+
+    Args:
+        increment: of rank R.
+        rank: the largest rank wanted.
+    """
+    if increment.rank <= rank:
+        return increment
+    pairs = {}
+    for name, pair in increment.pairs.items():
+        left, up = torch.linalg.qr(pair.B.double())
+        right, down = torch.linalg.qr(pair.A.double().T)
+        u, values, v = torch.linalg.svd(up @ down.T * increment.scale)
+        kept = min(rank, len(values))
+        roots = values[:kept].sqrt()
+        A, B = (roots[:, None] * v[:kept]) @ right.T, left @ (u[:, :kept] * roots)
+        pairs[name] = _scaled(LowRankPair(A.float().contiguous(), B.float().contiguous()), 1.0, rank)
+    return Increment(pairs, rank, float(rank))
+
+
 def _scaled(pair: LowRankPair, factor: float, rank: int) -> LowRankPair:
     """The pair with ``factor`` folded into B and filled up with zeros to ``rank``."""
     B = pair.B if factor == 1 else (pair.B.double() * factor).float()

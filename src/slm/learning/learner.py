@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from slm.backbone.backbone import BackboneKind
 from slm.config import LearningConfig, RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.learning.trainer import Learnable, TrainingRow, fit, validation_score
+from slm.learning.transfer import begin_from, choose_start
 from slm.model import ScalableLM
 from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
@@ -43,6 +44,7 @@ class LearningReport:
         validation_metric: ``accuracy`` (encoder) or ``token accuracy`` (others).
         size_bytes: bytes the task takes in the store.
         key_history: how the loss of its keys fell; None for keys in closed form.
+        started_from: weights of the earlier tasks it started from, by name; empty where it was learned alone.
     """
 
     task: str
@@ -55,6 +57,7 @@ class LearningReport:
     validation_metric: str
     size_bytes: int
     key_history: KeyHistory | None = None
+    started_from: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -66,11 +69,13 @@ class Prepared:
     """What the preparation stage gives (method section 4, step 1).
 
     Attributes:
+        queries: (B, C) float32, one per training row.
         keys: the task's keys, frozen from here on.
         weights: (B, U) float32, how much of each of the task's U increments every training row is given.
         history: how the loss of the keys fell; None for keys in closed form.
     """
 
+    queries: Tensor
     keys: TaskKeys
     weights: Tensor
     history: KeyHistory | None
@@ -80,7 +85,8 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
     """Teach a model one task; nothing is visible in the store before the last step, and then all of it.
 
     Args:
-        model: the model; only its backbone and settings are used, never another task's data.
+        model: the model; only its backbone and settings are used, and with ``start: retrieved`` its
+            increments and keys, never another task's data.
         task: examples with answers.
         **settings: fields of :class:`LearningConfig` that differ from the store's defaults.
 
@@ -110,7 +116,14 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         len(task.labels),
         prepared.weights.shape[1],
     )
-    apart = _with_own_checkpoints(model, task, config)
+    start = None
+    if config.start == "retrieved":
+        own = prepared.queries[[not out for out in is_held]]
+        start = choose_start(model, own, train, len(task.labels))
+        if start.increment is not None and start.probe is not None:
+            begin_from(learnable, start.increment, start.probe)
+    started = start.as_metadata() if start else {}
+    apart = _with_own_checkpoints(model, task, config, started)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
 
@@ -127,6 +140,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
                 "learning": _knowledge_settings(config),
                 "validation_score": score,
                 "num_epochs": result.num_epochs,
+                **started,
                 **({"key_history": dataclasses.asdict(prepared.history)} if prepared.history else {}),
             },
         )
@@ -143,6 +157,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         validation_metric="accuracy" if is_encoder else "token accuracy",
         size_bytes=model.store.size_bytes(model.store.task(task.name)),
         key_history=prepared.history,
+        started_from=start.sources if start else {},
     )
 
 
@@ -152,9 +167,9 @@ def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
     retrieval = model.config.retrieval
     if retrieval.form == "gaussian":
         keys = learn_keys(queries, _assign(queries, task, retrieval.keys_per_task, config.seed))
-        return Prepared(keys, torch.ones(len(queries), 1), None)
+        return Prepared(queries, keys, torch.ones(len(queries), 1), None)
     keys, history = learn_cosine_keys(queries, retrieval.cosine, retrieval.top_k, config.seed)
-    return Prepared(keys, own_weights(queries, keys, retrieval), history)
+    return Prepared(queries, keys, own_weights(queries, keys, retrieval), history)
 
 
 def own_weights(queries: Tensor, keys: TaskKeys, config: RetrievalConfig) -> Tensor:
@@ -222,7 +237,9 @@ def _knowledge_settings(config: LearningConfig) -> dict[str, Any]:
     return {k: v for k, v in config.as_dict().items() if k not in ("checkpoint_folder", "has_progress")}
 
 
-def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig) -> LearningConfig:
+def _with_own_checkpoints(
+    model: ScalableLM, task: Task, config: LearningConfig, started: Mapping[str, Any]
+) -> LearningConfig:
     """The same settings with a folder of this learning's own, so that none resumes another's checkpoint."""
     if config.checkpoint_folder is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -233,6 +250,7 @@ def _with_own_checkpoints(model: ScalableLM, task: Task, config: LearningConfig)
         return config
     shape, retrieval = model.config.increments.as_dict(), model.config.retrieval.as_dict()
     what = [model.backbone.fingerprint, task.digest(), shape, retrieval, _knowledge_settings(config)]
+    what += [started] if started else []
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     folder = Path(config.checkpoint_folder) / f"{task.name}-{digest[:12]}"
     return dataclasses.replace(config, checkpoint_folder=str(folder))

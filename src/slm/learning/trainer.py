@@ -113,6 +113,7 @@ class Learnable(nn.Module):
         )
         has_head = backbone.kind is BackboneKind.ENCODER
         self.head = Head(backbone.num_channels, num_labels) if has_head else None
+        self.is_head_fitted = False
         self.to(backbone.device)
 
     def bind(self) -> None:
@@ -151,7 +152,8 @@ class Learnable(nn.Module):
         config = self._config
         groups = [{"params": list(self.bindings.parameters()), "lr": config.learning_rate}]
         if self.head is not None:
-            groups.append({"params": list(self.head.parameters()), "lr": config.head_learning_rate})
+            rate = config.learning_rate if self.is_head_fitted else config.head_learning_rate
+            groups.append({"params": list(self.head.parameters()), "lr": rate})
         return [{**group, "weight_decay": config.weight_decay} for group in groups]
 
     def increments(self) -> tuple[Increment, ...]:
