@@ -1,0 +1,1 @@
+"""Requests to rows to answers over HTTP."""
