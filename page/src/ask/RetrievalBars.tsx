@@ -10,14 +10,14 @@ const NUM_SHOWN = 4;
 /** Weight of every task near the question, and how far it is against how far it may be. */
 export function RetrievalBars({ retrieval, isForced }: { retrieval: Retrieval; isForced: boolean }) {
   const [isWhole, setWhole] = useState(false);
-  const all = retrieval.candidates;
+  const all = ofTasks(retrieval.candidates);
   if (!all.length) return <p class="muted">There is no task to retrieve yet.</p>;
   const kept = isWhole ? all : all.slice(0, NUM_SHOWN);
   const gauge = gaugeOf(kept);
   return (
     <div class="retrieval">
       {isForced && <p class="muted">Left to itself it would have retrieved:</p>}
-      <table>
+      <table role="table">
         <caption class="unseen">Tasks near the question, nearest first</caption>
         <thead>
           <tr>
@@ -26,7 +26,7 @@ export function RetrievalBars({ retrieval, isForced }: { retrieval: Retrieval; i
             <th scope="col">Distance against limit</th>
           </tr>
         </thead>
-        <tbody>
+        <tbody role="rowgroup">
           {kept.map((candidate) => (
             <Row key={candidate.task} candidate={candidate} gauge={gauge} />
           ))}
@@ -39,6 +39,17 @@ export function RetrievalBars({ retrieval, isForced }: { retrieval: Retrieval; i
       )}
     </div>
   );
+}
+
+/** One row a task: its nearest key, and the weight of all its keys together. */
+function ofTasks(candidates: Candidate[]): Candidate[] {
+  const found = new Map<string, Candidate>();
+  for (const candidate of candidates) {
+    const nearer = found.get(candidate.task);
+    if (nearer) found.set(candidate.task, { ...nearer, weight: nearer.weight + candidate.weight });
+    else found.set(candidate.task, candidate);
+  }
+  return [...found.values()];
 }
 
 type Gauge = (value: number) => number;
@@ -57,17 +68,17 @@ function gaugeOf(candidates: Candidate[]): Gauge {
 function Row({ candidate, gauge }: { candidate: Candidate; gauge: Gauge }) {
   const { task, weight } = candidate;
   return (
-    <tr data-hue={look(task).hue}>
-      <th scope="row">
+    <tr role="row" data-hue={look(task).hue}>
+      <th scope="row" role="rowheader">
         <TaskName task={task} />
       </th>
-      <td class="weight">
+      <td role="cell" class="weight">
         <span class="bar" aria-hidden="true">
           <span style={{ width: `${100 * weight}%` }} />
         </span>
         <span class="number">{percent(weight)}</span>
       </td>
-      <td class="reach">
+      <td role="cell" class="reach">
         <Reach candidate={candidate} gauge={gauge} />
       </td>
     </tr>

@@ -133,7 +133,7 @@ export function tellOrigin(asked: Asked): string {
   if (origin.is_abstained || !origin.mixture.length) {
     return asked.text || asked.state !== "done"
       ? "This belongs to no task it was taught, so the frozen model answered by itself."
-      : "This belongs to no task it was taught, and a frozen encoder has no words of its own: no answer.";
+      : "This belongs to no task it was taught, and the frozen model, an encoder, has no words of its own.";
   }
   const [first, ...others] = origin.mixture;
   if (first && !others.length) return `Answered from ${first.task} alone.`;

@@ -64,7 +64,7 @@ function Table({ all, leave }: { all: Task[]; leave: (task: Task) => void }) {
           />
         </label>
       )}
-      <table class="tasks">
+      <table class="tasks" role="table">
         <thead>
           <tr>
             {HEADS.map(([name, title]) => (
@@ -79,7 +79,7 @@ function Table({ all, leave }: { all: Task[]; leave: (task: Task) => void }) {
             </th>
           </tr>
         </thead>
-        <tbody>
+        <tbody role="rowgroup">
           {found.map((task) => (
             <Row key={task.name} task={task} leave={leave} />
           ))}
@@ -93,19 +93,21 @@ function Table({ all, leave }: { all: Task[]; leave: (task: Task) => void }) {
 function Row({ task, leave }: { task: Task; leave: (task: Task) => void }) {
   const learned = moment(task.created);
   return (
-    <tr>
-      <th scope="row">
+    <tr role="row">
+      <th scope="row" role="rowheader">
         <TaskName task={task.name} />
         <span class="about">{about(task)}</span>
       </th>
-      <td data-title="Score">{task.validation_score === null ? <span class="muted">not measured</span> : percent(task.validation_score)}</td>
-      <td data-title="Size">{bytes(task.size_bytes)}</td>
-      <td data-title="Learned">
+      <td role="cell" data-title="Score">
+        {task.validation_score === null ? <span class="muted">not measured</span> : percent(task.validation_score)}
+      </td>
+      <td role="cell" data-title="Size">{bytes(task.size_bytes)}</td>
+      <td role="cell" data-title="Learned">
         <time dateTime={learned.toISOString()} title={date(learned)}>
           {age(learned)}
         </time>
       </td>
-      <td class="row-actions">
+      <td role="cell" class="row-actions">
         <button type="button" class="quiet danger" aria-label={`Forget ${task.name}`} onClick={() => leave(task)}>
           Forget
         </button>

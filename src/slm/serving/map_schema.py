@@ -66,7 +66,7 @@ class PointsRequest(BaseModel):
 
 
 class MapPoint(BaseModel):
-    """One text on the map: where, in which task's region, its true nearest task, and whether it is refused."""
+    """One text on the map: where, in whose region, its true nearest task, and whether it is refused."""
 
     index: int
     place: Place
