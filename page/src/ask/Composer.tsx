@@ -47,7 +47,7 @@ export function Composer() {
       <div class="composer-row">
         <ModelChoice options={options} choose={setOptions} />
         <span id="question-hint" class="hint wide-only">
-          Enter asks, Shift + Enter for a new line
+          Shift + Enter for a new line
         </span>
         {isAnswering.value && (
           <button type="button" class="secondary" onClick={stop}>

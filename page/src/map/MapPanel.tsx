@@ -1,4 +1,4 @@
-import { Empty, Failure, Loading } from "../parts/parts";
+import { Empty, Loading, Missing } from "../parts/parts";
 import { asks, current } from "../state/asks";
 import { map, refreshAll } from "../state/store";
 import type { KnowledgeMap } from "../api/types";
@@ -12,7 +12,7 @@ export function MapPanel() {
   return (
     <section class="panel map-panel" id="map" aria-labelledby="map-title">
       <h2 id="map-title">Knowledge map</h2>
-      <div ref={element} class="map-frame">
+      <div ref={element}>
         {value && value.keys.length > 0 && width > 0 && (
           <Plane map={value} asks={asks.value} current={current.value} width={width} />
         )}
@@ -21,7 +21,7 @@ export function MapPanel() {
         )}
         {!value && !error && <Loading what="the map" lines={5} />}
       </div>
-      {error && <Failure message={error} retry={() => void refreshAll()} />}
+      {error && <Missing message={error} retry={() => void refreshAll()} />}
       {value && value.keys.length > 0 && <Caption map={value} />}
     </section>
   );

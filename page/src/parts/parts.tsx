@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { isKeyWanted } from "../api/http";
 import { look } from "../state/store";
 import { outline } from "../looks";
 
@@ -29,6 +30,12 @@ export function Empty({ title, children }: { title: string; children?: Component
       {children && <p>{children}</p>}
     </div>
   );
+}
+
+/** Why something is not there; without a key that goes for everything, and the header asks for it. */
+export function Missing({ message, retry }: { message: string; retry: () => void }) {
+  if (isKeyWanted.value) return <Empty title="Waiting for a key" />;
+  return <Failure message={message} retry={retry} />;
 }
 
 export function Failure({ message, retry }: { message: string; retry?: () => void }) {

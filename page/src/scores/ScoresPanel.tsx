@@ -1,5 +1,5 @@
 import type { Evaluations } from "../api/types";
-import { Empty, Failure, Loading, TaskName } from "../parts/parts";
+import { Empty, Loading, Missing, TaskName } from "../parts/parts";
 import { evaluations, look, refreshAll } from "../state/store";
 import { percent } from "../words";
 import { ConfusionMatrix } from "./ConfusionMatrix";
@@ -9,7 +9,7 @@ export function ScoresPanel() {
   return (
     <section class="panel" id="scores" aria-labelledby="scores-title">
       <h2 id="scores-title">Scores</h2>
-      {error && <Failure message={error} retry={() => void refreshAll()} />}
+      {error && <Missing message={error} retry={() => void refreshAll()} />}
       {!value && !error && <Loading what="the scores" lines={4} />}
       {value && !value.tasks.length && <Empty title="Nothing to score yet">Scores appear with the first task.</Empty>}
       {value && value.tasks.length > 0 && (

@@ -30,7 +30,7 @@ export function ForgetDialog({ task, close }: { task: Task; close: () => void })
       </p>
       {error && <Failure message={error} />}
       <div class="dialog-actions">
-        <button type="button" class="secondary" autofocus onClick={() => dialog.current?.close()}>
+        <button type="button" class="secondary" onClick={() => dialog.current?.close()}>
           Keep it
         </button>
         <button type="button" class="primary danger" disabled={isBusy} onClick={() => void confirm()}>

@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import type { Task } from "../api/types";
-import { Empty, Failure, Loading, TaskName } from "../parts/parts";
+import { Empty, Loading, Missing, TaskName } from "../parts/parts";
 import { refreshTasks, tasks } from "../state/store";
 import { age, bytes, count, date, list, moment, percent, plain } from "../words";
 import { ForgetDialog } from "./ForgetDialog";
@@ -34,7 +34,7 @@ export function TasksPanel() {
           </p>
         )}
       </header>
-      {error && <Failure message={error} retry={() => void refreshTasks()} />}
+      {error && <Missing message={error} retry={() => void refreshTasks()} />}
       {!value && !error && <Loading what="the tasks" lines={4} />}
       {value?.length === 0 && (
         <Empty title="No tasks yet">Drop a data file in “Teach a task”, and what it learns appears here.</Empty>
