@@ -142,6 +142,8 @@ class Supply:
     device: torch.device
     num_hits: int = field(default=0, init=False)
     num_misses: int = field(default=0, init=False)
+    loaded: dict[str, Increment] = field(default_factory=dict, init=False)
+    """Increments of no store, by the commit id of the record that stands for them."""
 
     def __post_init__(self) -> None:
         self.pool = IncrementPool(self.budgets.host_bytes, self.device, self.budgets.device_bytes)
@@ -193,6 +195,8 @@ class Supply:
 
     def _read(self, record: TaskRecord, index: int) -> Increment:
         self.num_misses += 1
+        if record.commit_id in self.loaded:
+            return self.loaded[record.commit_id]
         return self.store.increment(record, index)
 
 

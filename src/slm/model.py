@@ -289,7 +289,7 @@ class ScalableLM:
             for start in tqdm(starts, "answering", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
-                texts = [_words(prompts[i]) for i in chosen]
+                texts = [words_of(prompts[i]) for i in chosen]
                 for i, answer in zip(chosen, self._answer(batch, texts, write), strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
@@ -302,7 +302,7 @@ class ScalableLM:
         """
         with self._frozen("explain"):
             self._refresh()
-            text = _words(question)
+            text = words_of(question)
             records, retriever = self._knowledge.records, self._knowledge.retriever
             if retriever is None:
                 return Explanation(text, (), True)
@@ -343,7 +343,7 @@ class ScalableLM:
             for start in tqdm(starts, "reading questions", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 if self._extractor is not None:
-                    queries = self._extractor([_words(questions[i]) for i in chosen])
+                    queries = self._extractor([words_of(questions[i]) for i in chosen])
                 else:
                     batch = self.backbone.batch([rows[i] for i in chosen])
                     queries = self.backbone.queries(batch, self.parts).cpu()
@@ -405,7 +405,12 @@ class ScalableLM:
 
     @contextlib.contextmanager
     def bending(
-        self, batch: Batch, texts: Sequence[str], knowledge: Knowledge, decide: Callable[[Tensor], Mixture]
+        self,
+        batch: Batch,
+        texts: Sequence[str],
+        decide: Callable[[Tensor], Mixture],
+        *,
+        is_two_pass: bool = False,
     ) -> Iterator[None]:
         """Within the block the backbone reads this batch's queries, asks for their mixture and bends to it.
 
@@ -414,8 +419,8 @@ class ScalableLM:
         Args:
             batch: the rows.
             texts: their words, for a sentence extractor.
-            knowledge: what is decided from.
             decide: (B, C) queries -> the rows' mixture.
+            is_two_pass: the mixture may bend the very layers that make the query.
         """
         bound = self.backbone.reparameterizer
 
@@ -427,7 +432,7 @@ class ScalableLM:
             if self._extractor is not None:
                 bend(self._extractor(texts))
                 yield
-            elif self._is_two_pass or knowledge.needs_two_passes:
+            elif self._is_two_pass or is_two_pass:
                 bend(self.backbone.queries(batch, self.parts))
                 yield
             else:
@@ -457,7 +462,7 @@ class ScalableLM:
         elif knowledge.retriever is None:
             yield decided
         else:
-            with self.bending(batch, texts, knowledge, decide):
+            with self.bending(batch, texts, decide, is_two_pass=knowledge.needs_two_passes):
                 yield decided
 
     def _write(
@@ -477,6 +482,6 @@ class ScalableLM:
             return read_words(self.backbone, start, retrieved, records, write)
 
 
-def _words(prompt: Prompt) -> str:
+def words_of(prompt: Prompt) -> str:
     """The words of a prompt as one text, for a sentence encoder or a report."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from slm.errors import (
@@ -18,11 +17,10 @@ from slm.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
     """A request that gets no answer.
 
-    Attributes:
+    Args:
         status: of HTTP.
         message: one line for a person.
         code: one word for a program.
@@ -30,14 +28,17 @@ class Refused(Exception):  # noqa: N818 - an answer, not a defect
         headers: to be sent with it.
     """
 
-    status: int
-    message: str
-    code: str
-    param: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.message
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = headers or {}
 
     @property
     def body(self) -> dict[str, Any]:
@@ -123,6 +124,4 @@ def too_late(deadline_s: float) -> Refused:
 
 def shutting_down() -> Refused:
     """The server is about to stop."""
-    return Refused(
-        503, "the server is stopping: try again", "shutting_down", headers={"Retry-After": "1"}
-    )
+    return Refused(503, "the server is stopping: try again", "shutting_down", headers={"Retry-After": "1"})

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from slm.serving.work import AUTO, Wish
 
@@ -15,9 +24,20 @@ MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 MAX_SEED = (1 << 63) - 1
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-Stops = str | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
-Model = Annotated[str, Field(default=AUTO, min_length=1, max_length=300)]
+
+def _check_unicode(text: str) -> str:
+    """Refuse halves of surrogate pairs, which JSON can say and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be whole Unicode characters") from None
+    return text
+
+
+Words = Annotated[str, AfterValidator(_check_unicode)]
+Text = Annotated[Words, StringConstraints(min_length=1)]
+Stops = Words | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None
+Model = Annotated[Words, Field(min_length=1, max_length=300)]
 
 
 class Wire(BaseModel):
@@ -30,14 +50,14 @@ class TextPart(Wire):
     """A part of a message; only text can be read."""
 
     type: Literal["text"]
-    text: str
+    text: Words
 
 
 class Message(Wire):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Words | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
     def words(self) -> str:
@@ -89,6 +109,20 @@ class _Writing(Wire):
         """The stop texts."""
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def wish_for(self, is_streaming: bool) -> Wish:
+        """How the answers are to be written, and told."""
+        return replace(self.wish, is_streaming=is_streaming)
+
+    @property
+    def wish(self) -> Wish:
+        """How the answers are to be written."""
+        raise NotImplementedError
+
     def _wish(self, max_tokens: int | None, num_logprobs: int | None) -> Wish:
         return Wish(
             max_tokens=max_tokens,
@@ -133,7 +167,7 @@ class ChatRequest(_Writing):
 class CompletionRequest(_Writing):
     """Body of ``/v1/completions``."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1000)]
+    prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=1000)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -157,7 +191,7 @@ class InputRequest(Wire):
     """Body of ``/v1/classifications`` and ``/v1/retrievals``."""
 
     model: Model = AUTO
-    input: str | Annotated[list[str], Field(min_length=1, max_length=1000)]
+    input: Words | Annotated[list[Words], Field(min_length=1, max_length=1000)]
 
     @property
     def texts(self) -> list[str]:

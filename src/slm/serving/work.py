@@ -25,6 +25,7 @@ class Wish:
         num_answers: answers to the same prompt.
         stops: texts that end an answer and are not part of it.
         num_logprobs: alternatives to tell of every token; None tells nothing, 0 only the token itself.
+        is_streaming: text is wanted as it comes.
     """
 
     max_tokens: int | None = None
@@ -34,6 +35,7 @@ class Wish:
     num_answers: int = 1
     stops: tuple[str, ...] = ()
     num_logprobs: int | None = None
+    is_streaming: bool = False
 
 
 @dataclass(frozen=True, slots=True)
