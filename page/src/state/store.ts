@@ -48,7 +48,11 @@ async function refresh<T>(into: { value: Fetched<T> }, load: () => Promise<T>): 
 }
 
 export async function refreshTasks(): Promise<void> {
-  await refresh(tasks, async () => (await receive<{ data: Task[] }>("/v1/tasks")).data);
+  await refresh(tasks, async () => {
+    const { data, store_version } = await receive<{ data: Task[]; store_version: number }>("/v1/tasks");
+    storeVersion.value = store_version;
+    return data;
+  });
 }
 
 /** Everything that follows from what the store holds. */
@@ -80,7 +84,7 @@ export function watchStore(): void {
   });
   void refreshAll();
   setInterval(() => {
-    // The answer's header carries the store's version.
+    // The answer carries the store's version; a new one makes everything else be asked for again.
     if (!document.hidden && tasks.value.error === null) void refreshTasks();
   }, POLL_MS);
 }

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,15 @@ class Prepared:
     history: KeyHistory | None
 
 
-def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport:
+def learn_task(
+    model: ScalableLM, task: Task, *, on_step: Callable[[int, int], None] | None = None, **settings: Any
+) -> LearningReport:
     """Teach a model one task; nothing is visible in the store before the last step, and then all of it.
 
     Args:
         model: the model; only its backbone and settings are used, never another task's data.
         task: examples with answers.
+        on_step: is told the optimizer steps done and of how many, after every step.
         **settings: fields of :class:`LearningConfig` that differ from the store's defaults.
 
     Raises:
@@ -111,7 +114,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
         prepared.weights.shape[1],
     )
     apart = _with_own_checkpoints(model, task, config)
-    result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
+    result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}", on_step)
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
 
     processes = PartialState()

@@ -1,1 +1,1 @@
-"""Requests to rows to answers over HTTP."""
+"""Serving: requests → rows → answers over HTTP, in OpenAI's shapes. Never trains."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 
 from torch import Tensor
 
-from slm.model import Knowledge
+from slm.knowledge import Knowledge
 from slm.retrieval.chart import ELLIPSE_SHARE, Chart
 from slm.retrieval.implied import implied_confusion
 from slm.retrieval.plane import Polygon
