@@ -70,6 +70,11 @@ export interface KnowledgeMap {
   borders: Place[][];
 }
 
+export interface MapPoints {
+  store_version: number;
+  data: MapPoint[];
+}
+
 export interface MapPoint {
   index: number;
   place: Place;

@@ -21,7 +21,9 @@ interface Props {
 export function Plane({ map, asks, current, width }: Props) {
   const [pointed, setPointed] = useState<number | null>(null);
   const height = Math.round(Math.min(Math.max(width * ASPECT, 260), 560));
-  const points = asks.flatMap((asked) => (asked.point ? [asked.point.place] : []));
+  const placed = asks.filter((asked) => asked.point && asked.pointVersion === map.store_version);
+  const points = placed.flatMap((asked) => (asked.point ? [asked.point.place] : []));
+  const ringed = placed.find((asked) => asked.number === current?.number) ?? null;
   const shape = useMemo(() => frame(map, points, width, height), [map, width, height, JSON.stringify(points)]);
   const told = pointed === null ? null : map.keys[pointed];
 
@@ -49,9 +51,9 @@ export function Plane({ map, asks, current, width }: Props) {
         onBlur={() => setPointed(null)}
       >
         <Regions map={map} shape={shape} pointed={told?.task ?? null} />
-        <Keys map={map} shape={shape} pointed={pointed} point={setPointed} />
-        {asks.map((asked) => asked.number !== current?.number && <Question key={asked.number} asked={asked} shape={shape} />)}
-        {current && <Question asked={current} shape={shape} isCurrent />}
+        <Keys map={map} shape={shape} pointed={pointed} point={setPointed} ringed={ringed} />
+        {placed.map((asked) => asked !== ringed && <Question key={asked.number} asked={asked} shape={shape} />)}
+        {ringed && <Question asked={ringed} shape={shape} isCurrent />}
       </svg>
       <p id="map-told" class="map-told" aria-live="polite">
         {told ? tellKey(map, told.task) : tellPoint(current)}
@@ -89,12 +91,13 @@ interface KeysProps {
   shape: Frame;
   pointed: number | null;
   point: (number: number | null) => void;
+  ringed: Asked | null;
 }
 
-function Keys({ map, shape, pointed, point }: KeysProps) {
+function Keys({ map, shape, pointed, point, ringed }: KeysProps) {
   const area = map.keys.length > MOST_LARGE_KEYS ? 40 : 110;
   const spots = map.keys.map((key) => spotOf(shape, key.place));
-  const labels = useMemo(() => nameTasks(map, shape), [map, shape]);
+  const labels = useMemo(() => nameTasks(map, shape, ringed), [map, shape, ringed?.point]);
   return (
     <g class="keys">
       {map.keys.map(({ task }, number) => {
@@ -123,12 +126,13 @@ function Keys({ map, shape, pointed, point }: KeysProps) {
   );
 }
 
-/** One label a task, beside the first of its keys. */
-function nameTasks(map: KnowledgeMap, shape: Frame) {
+/** One label a task, beside the first of its keys and off the question. */
+function nameTasks(map: KnowledgeMap, shape: Frame, ringed: Asked | null) {
   const first = new Map<string, Place>();
   for (const { task, place } of map.keys) if (!first.has(task)) first.set(task, place);
   const labels = [...first].map(([text, place]) => ({ text, ...spotOf(shape, place) }));
-  const marks = map.keys.map((key) => spotOf(shape, key.place));
+  const marks = map.keys.map((key) => ({ ...spotOf(shape, key.place), radius: 9 }));
+  if (ringed?.point) marks.push({ ...spotOf(shape, ringed.point.place), radius: 16 });
   return arrange(labels, marks, shape, LABEL_FONT);
 }
 

@@ -44,11 +44,11 @@ function widthOf(text: string, font: string): number {
 /** Labels take the first free place near their point, in order; one that finds none is left out. */
 export function arrange(
   labels: Label[],
-  marks: { x: number; y: number }[],
+  marks: { x: number; y: number; radius: number }[],
   size: { width: number; height: number },
   font: string,
 ): Placed[] {
-  const taken = marks.map(({ x, y }) => around(x, y, MARK_PX, MARK_PX));
+  const taken = marks.map(({ x, y, radius }) => around(x, y, radius, radius));
   const placed: Placed[] = [];
   for (const label of labels) {
     const half = widthOf(label.text, font) / 2 + 3;

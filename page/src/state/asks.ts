@@ -1,9 +1,9 @@
 import { computed, signal } from "@preact/signals";
 import { readEvents } from "../api/events";
 import { receive, RequestError, send, tell } from "../api/http";
-import type { MapPoint, Origin, Retrieval } from "../api/types";
+import type { MapPoint, MapPoints, Origin, Retrieval } from "../api/types";
 import { percent } from "../words";
-import { announce, backbone, forcedTask } from "./store";
+import { announce, backbone, forcedTask, map } from "./store";
 
 export type AskState = "waiting" | "streaming" | "done" | "stopped" | "failed";
 
@@ -19,6 +19,8 @@ export interface Asked {
   retrieval: Retrieval | null;
   retrievalError: string | null;
   point: MapPoint | null;
+  /** Version of the store whose map the point is on: another version is another plane. */
+  pointVersion: number | null;
 }
 
 export interface Options {
@@ -61,6 +63,7 @@ export async function ask(question: string, options: Options): Promise<void> {
     retrieval: null,
     retrievalError: null,
     point: null,
+    pointVersion: null,
   };
   asks.value = [asked, ...asks.value].slice(0, MOST_KEPT);
   shown.value = number;
@@ -115,13 +118,30 @@ async function retrieve(number: number, question: string, signal: AbortSignal): 
   };
   const place = async () => {
     const json = { input: [question] };
-    const found = await receive<{ data: MapPoint[] }>("/v1/map/points", { method: "POST", json, signal });
-    if (found.data[0]) change(number, { point: found.data[0] });
+    const found = await receive<MapPoints>("/v1/map/points", { method: "POST", json, signal });
+    if (found.data[0]) change(number, { point: found.data[0], pointVersion: found.store_version });
   };
   const results = await Promise.allSettled([explain(), place()]);
   const failed = results.find((result) => result.status === "rejected");
   if (failed && !signal.aborted) change(number, { retrievalError: tell(failed.reason) });
 }
+
+/** Put the questions asked before on a new map. */
+async function placeAgain(version: number): Promise<void> {
+  const stale = asks.peek().filter((asked) => asked.point && asked.pointVersion !== version);
+  if (!stale.length) return;
+  const json = { input: stale.map(({ question }) => question) };
+  const found = await receive<MapPoints>("/v1/map/points", { method: "POST", json });
+  found.data.forEach((point, i) => {
+    const asked = stale[i];
+    if (asked) change(asked.number, { point, pointVersion: found.store_version });
+  });
+}
+
+map.subscribe(({ value }) => {
+  // Without their new places they stay off the map, which is not worth a word.
+  if (value) void placeAgain(value.store_version).catch(() => undefined);
+});
 
 /** Where an answer came from, in words. */
 export function tellOrigin(asked: Asked): string {
