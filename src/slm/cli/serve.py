@@ -31,6 +31,9 @@ def serve(
     upstream: Annotated[
         str | None, typer.Option(metavar="URL", help="Route to this vLLM, SGLang or slm server instead.")
     ] = None,
+    mixture: Annotated[
+        list[str] | None, typer.Option(metavar="A=W,B=W", help="Mixture the upstream may get as one adapter.")
+    ] = None,
     origin: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="Web origin that browsers may call from.")
     ] = None,
@@ -62,6 +65,7 @@ def serve(
         is_teaching=is_teaching,
         adapters_folder=adapters,
         upstream=upstream,
+        mixtures=tuple(weights_of(text) for text in mixture or ()),
         origins=tuple(origin or ()),
         max_rows=max_rows,
         max_queue=max_queue,
@@ -78,3 +82,17 @@ def serve(
     else:
         print_line(f"serving {', '.join(tasks) or 'no task yet'} at {address}")
     run_app(app, settings)
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """A mixture written as "billing=0.5,legal=0.5".
+
+    Raises:
+        ConfigError: it is no mixture.
+    """
+    from slm.cli.export import parse_weights
+
+    weights = parse_weights(text.split(","))
+    if not isinstance(weights, dict):
+        raise ConfigError(f"mixture {text!r} has no weights: write it as billing=0.5,legal=0.5")
+    return weights

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import importlib.util
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +20,7 @@ import slm
 from slm.errors import SlmError
 from slm.model import ScalableLM
 from slm.serving.answering import Desk
+from slm.serving.answers import ErrorBody
 from slm.serving.completions import completion_router
 from slm.serving.engine import Engine
 from slm.serving.guard import Guard
@@ -27,9 +29,11 @@ from slm.serving.keys import Keys, read_keys
 from slm.serving.managing import adapter_router, task_router, teaching_router
 from slm.serving.metrics import Metrics
 from slm.serving.refusals import Refused, refuse
-from slm.serving.schema import ErrorBody
 from slm.serving.settings import ServingSettings
 from slm.serving.teaching import Teacher
+
+if TYPE_CHECKING:
+    from slm.serving.upstream import Upstream
 
 log = logging.getLogger("slm.serving")
 
@@ -51,6 +55,11 @@ class Server:
         self.desk = Desk(self.engine, settings, self.metrics)
         self.metrics.watch(self.engine)
         self.teacher = Teacher(model.store.path, settings.max_jobs, self.refresh)
+        self.upstream: Upstream | None = None
+        if settings.upstream is not None:
+            from slm.serving.upstream import Upstream
+
+            self.upstream = Upstream(self.desk, settings)
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -89,6 +98,8 @@ class Server:
         finally:
             watching.cancel()
             await self.teacher.stop()
+            if self.upstream is not None:
+                await self.upstream.stop()
             await asyncio.to_thread(self.engine.drain, self.settings.grace_s)
 
 
@@ -114,7 +125,12 @@ def create_app(model: ScalableLM, settings: ServingSettings) -> FastAPI:
     )
     app.state.server = server
     ask, teach, admin = (_scope(server.keys, scope) for scope in ("ask", "teach", "admin"))
-    app.include_router(completion_router(server.desk), dependencies=[ask])
+    if server.upstream is not None:
+        from slm.serving.upstream import upstream_router
+
+        app.include_router(upstream_router(server.upstream), dependencies=[ask])
+    else:
+        app.include_router(completion_router(server.desk), dependencies=[ask])
     app.include_router(inspection_router(server.desk), dependencies=[ask])
     app.include_router(task_router(server.desk), dependencies=[ask])
     teaching = teaching_router(server.desk, server.teacher, settings, server.refresh)
@@ -164,20 +180,19 @@ def _add_health(app: FastAPI, server: Server, ask: Any) -> None:
 def _add_page(app: FastAPI, server: Server, ask: Any) -> None:
     """The page at ``/`` and what it draws, where they are installed."""
     if importlib.util.find_spec("slm.serving.map_routes") is not None:
-        from slm.serving.map_routes import map_router
-        from slm.serving.surveyor import Surveyor
+        map_router = importlib.import_module("slm.serving.map_routes").map_router
+        surveyor_of = importlib.import_module("slm.serving.surveyor").Surveyor
 
         def queries(texts: Any) -> Any:
             return server.engine.call(lambda: server.engine.model.queries(texts)).result()
 
         is_encoder = server.engine.model.backbone.kind.value == "encoder"
         metric = "accuracy" if is_encoder else "token accuracy"
-        surveyor = Surveyor(lambda: server.engine.knowledge, queries, metric)
+        surveyor = surveyor_of(lambda: server.engine.knowledge, queries, metric)
         app.include_router(map_router(surveyor), dependencies=[ask])
     if importlib.util.find_spec("slm.serving.page") is not None:
-        from slm.serving.page import load_page, page_router
-
-        app.include_router(page_router(load_page()))
+        page = importlib.import_module("slm.serving.page")
+        app.include_router(page.page_router(page.load_page()))
 
 
 def _add_handlers(app: FastAPI) -> None:
@@ -194,7 +209,7 @@ def _add_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         is_json = first["type"] == "json_invalid"
-        if first["loc"] == ("body",) and not is_json:
+        if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type", "dict_type"):
             text = "the body must be a JSON object, sent as Content-Type: application/json"
             return send(Refused(400, text, "invalid_body"))
         what = "the body is no valid JSON" if is_json else str(first["msg"]).removeprefix("Value error, ")

@@ -11,15 +11,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from slm.serving.answering import Desk, Listener
+from slm.serving.answers import ChatCompletion, TextCompletion, new_id, now
 from slm.serving.refusals import Refused, refuse
-from slm.serving.schema import (
-    ChatCompletion,
-    ChatRequest,
-    CompletionRequest,
-    TextCompletion,
-    new_id,
-    now,
-)
+from slm.serving.schema import ChatRequest, CompletionRequest
 from slm.serving.work import Decided, Finished, Piece, TokenChance
 
 

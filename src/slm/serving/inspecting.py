@@ -12,16 +12,9 @@ from fastapi.responses import JSONResponse
 
 from slm.knowledge import Knowledge
 from slm.serving.answering import Desk
+from slm.serving.answers import Classifications, ModelCard, ModelList, Retrievals, new_id, now
 from slm.serving.completions import headers_of, knowing, usage_of
-from slm.serving.schema import (
-    Classifications,
-    InputRequest,
-    ModelCard,
-    ModelList,
-    Retrievals,
-    new_id,
-    now,
-)
+from slm.serving.schema import InputRequest
 from slm.serving.work import AUTO, Wish
 
 _AT_ONCE = 32  # texts whose queries are read between two steps

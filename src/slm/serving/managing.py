@@ -18,8 +18,9 @@ from starlette.datastructures import FormData, UploadFile
 from slm.backbone.backbone import BackboneKind
 from slm.errors import TaskError
 from slm.serving.answering import Desk
+from slm.serving.answers import Forgotten, JobCard, JobList, TaskCard, TaskList
 from slm.serving.refusals import Refused, unknown_task
-from slm.serving.schema import AdapterRequest, Forgotten, JobCard, JobList, TaskCard, TaskList
+from slm.serving.schema import AdapterRequest
 from slm.serving.settings import ServingSettings
 from slm.serving.teaching import Job, Teacher
 from slm.serving.uploads import check_examples, save_examples, unpack_adapter

@@ -33,7 +33,7 @@ class Metrics:
 
     def watch(self, engine: Any) -> None:
         """Read the gauges off an engine whenever they are asked for."""
-        supply, own = engine.model.supply, {"registry": self.registry}
+        supply = engine.model.supply
         watched = {
             ("slm_queue_length", "Requests waiting."): lambda: engine.num_waiting,
             ("slm_rows", "Answers being written."): lambda: engine.num_running,
@@ -45,7 +45,7 @@ class Metrics:
             ("slm_pool_bytes", "Bytes of increments in memory."): lambda: supply.pool.size_bytes,
         }
         for (name, text), function in watched.items():
-            Gauge(name, text, **own).set_function(function)
+            Gauge(name, text, registry=self.registry).set_function(function)
 
     def count_mixture(self, mixture: tuple[tuple[str, float], ...], is_abstained: bool) -> None:
         """Count which tasks an answer used."""

@@ -8,8 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from slm.backbone.bank import LowRank
 from slm.backbone.decode import Prefill
-from slm.backbone.reparameterize import LowRank, Mixture
+from slm.backbone.reparameterize import Mixture
 from slm.backbone.slots import Slots
 from slm.model import ScalableLM
 from slm.serving.refusals import Refused, too_late

@@ -39,15 +39,23 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
             super().on_response_complete()
             self._set_alarm()
 
+        def _is_answering(self) -> bool:
+            cycle: Any = self.cycle
+            return cycle is not None and not cycle.response_complete
+
+        def _has_answered(self) -> bool:
+            cycle: Any = self.cycle
+            return cycle is not None
+
         def _set_alarm(self) -> None:
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm = self.loop.call_later(header_timeout_s, self._ring)
 
         def _ring(self) -> None:
-            if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            if self.transport.is_closing() or self._is_answering():
                 return
-            if self.cycle is None:
+            if not self._has_answered():
                 head = (
                     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
                 )

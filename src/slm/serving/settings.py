@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class ServingSettings:
     """Private key of the certificate (PEM)."""
     upstream: str | None = None
     """URL of a vLLM, SGLang or slm server that answers in place of the own engine."""
+    mixtures: tuple[Mapping[str, float], ...] = ()
+    """Mixtures of tasks that an upstream may be given as one adapter, where exactly they are retrieved."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, or not safely.
@@ -78,6 +81,10 @@ class ServingSettings:
             raise ConfigError(
                 f"host {self.host} can be reached from other machines and no keys file is given: "
                 "make one with slm key and give it with --keys, or listen on 127.0.0.1"
+            )
+        if self.upstream is not None and self.adapters_folder is None:
+            raise ConfigError(
+                "an upstream server gets adapters through a folder it shares with this one: give --adapters"
             )
         if (self.certificate is None) != (self.certificate_key is None):
             raise ConfigError("a certificate and its key go together: give both or none")
