@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check lock clean
+.PHONY: demo test lint check lock page clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python examples/demo.py
@@ -26,6 +26,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(STAMP)
+
+# The page of the server; its bundle is committed, so only those who change page/ need npm.
+page:
+	cd page && npm ci && npm run build
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

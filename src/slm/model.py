@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,7 @@ from slm.backbone.reparameterize import Mixture
 from slm.config import Config, DecodingConfig, RetrievalConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
-from slm.increments.increment import Increment
-from slm.increments.pool import ByteCache, IncrementPool
+from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import (
@@ -35,8 +34,7 @@ from slm.retrieval.features import (
     query_parts,
     settle_reading,
 )
-from slm.retrieval.keys import TaskKeys
-from slm.retrieval.retriever import Retrieved, Retriever
+from slm.retrieval.retriever import Retrieved
 from slm.store import Manifest, Store, TaskRecord
 
 if TYPE_CHECKING:
@@ -44,26 +42,6 @@ if TYPE_CHECKING:
     from slm.learning.adopt import ImportReport
     from slm.learning.learner import LearningReport
     from slm.tasks import Stream, Task
-
-
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """The tasks a model answers from: one consistent snapshot of the store.
-
-    Attributes:
-        version: of the store when it was read.
-        records: the tasks in learning order.
-        retriever: decides among them; None when there are none.
-    """
-
-    version: int
-    records: tuple[TaskRecord, ...]
-    retriever: Retriever | None
-
-    @property
-    def needs_two_passes(self) -> bool:
-        """Whether a task bends the very layers that make the query, as imported ones may."""
-        return any(record.metadata.get("needs_two_passes") for record in self.records)
 
 
 class ScalableLM:
@@ -85,13 +63,11 @@ class ScalableLM:
             if config.retrieval.extractor == "sentence"
             else None
         )
-        budgets = config.pool
-        self._pool = IncrementPool(budgets.host_bytes, backbone.device, budgets.device_bytes)
-        self._heads: ByteCache[Mapping[str, Tensor]] = ByteCache(budgets.head_bytes, _size_of)
+        self.supply = Supply(store, config.pool, backbone.device)
+        self.reader = KnowledgeReader(store, self._retrieval(), backbone.device)
         self._merged: MergedTasks | None = None
         self._is_pinned = False
-        self._keys: dict[str, TaskKeys] = {}  # by commit id, without scatters
-        self._knowledge = self._read(store.tasks(), store.version)
+        self._knowledge = self.reader.newest()
 
     @classmethod
     def create(
@@ -252,10 +228,7 @@ class ScalableLM:
         with self.backbone.lock:
             if self._merged and any(record.name == name for record in self._merged.mixture.records):
                 raise TaskError(f"task {name!r} is merged into the weights: unmerge before forgetting it")
-            record = self.store.forget(name)
-            self._heads.drop(record.commit_id)
-            for index in range(record.num_increments):
-                self._pool.drop((record.commit_id, index))
+            self.supply.drop(self.store.forget(name))
             self._refresh()
 
     def restricted(self, names: Sequence[str], *, is_abstaining: bool | None = None) -> ScalableLM:
@@ -273,7 +246,9 @@ class ScalableLM:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
         other._is_pinned, other._merged = True, None
-        other._knowledge = other._read(records, self._knowledge.version)
+        other._knowledge = self.reader.read(
+            records, self._knowledge.version, is_abstaining=other.config.retrieval.is_abstaining
+        )
         return other
 
     def ask(
@@ -314,7 +289,7 @@ class ScalableLM:
             for start in tqdm(starts, "answering", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
-                texts = [_words(prompts[i]) for i in chosen]
+                texts = [words_of(prompts[i]) for i in chosen]
                 for i, answer in zip(chosen, self._answer(batch, texts, write), strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
@@ -327,7 +302,7 @@ class ScalableLM:
         """
         with self._frozen("explain"):
             self._refresh()
-            text = _words(question)
+            text = words_of(question)
             records, retriever = self._knowledge.records, self._knowledge.retriever
             if retriever is None:
                 return Explanation(text, (), True)
@@ -368,7 +343,7 @@ class ScalableLM:
             for start in tqdm(starts, "reading questions", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 if self._extractor is not None:
-                    queries = self._extractor([_words(questions[i]) for i in chosen])
+                    queries = self._extractor([words_of(questions[i]) for i in chosen])
                 else:
                     batch = self.backbone.batch([rows[i] for i in chosen])
                     queries = self.backbone.queries(batch, self.parts).cpu()
@@ -393,22 +368,6 @@ class ScalableLM:
                 f"max_new_tokens is {max_new_tokens}{question}, the "
                 f"window of the backbone holds {self.backbone.window}: lower max_new_tokens"
             )
-
-    def _read(self, records: Sequence[TaskRecord], version: int) -> Knowledge:
-        """Take these tasks in; of the store only the keys of tasks not seen before and one sum are read."""
-        if not records:
-            return Knowledge(version, (), None)
-        new = [record for record in records if record.commit_id not in self._keys]
-        for record, keys in zip(new, self.store.all_keys(new, has_scatter=False), strict=True):
-            self._keys[record.commit_id] = keys
-        retriever = Retriever(
-            [self._keys[record.commit_id] for record in records],
-            self.store.scatter_sum(records),
-            self._retrieval(),
-            lambda number: self.store.scatter(records[number]),
-            self.backbone.device,
-        )
-        return Knowledge(version, tuple(records), retriever)
 
     def _retrieval(self) -> RetrievalConfig:
         """DTKR's settings, the false-refusal rate decided."""
@@ -442,22 +401,49 @@ class ScalableLM:
     def _refresh(self) -> None:
         """Take in what other processes have committed or forgotten since."""
         if not self._is_pinned and self.store.version != self._knowledge.version:
-            version, records = self.store.version, self.store.tasks()
-            for gone in self._keys.keys() - {record.commit_id for record in records}:
-                del self._keys[gone]
-            self._knowledge = self._read(records, version)
+            self._knowledge = self.reader.newest()
 
     def mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
-        slots = torch.zeros_like(retrieved.tasks)
-        wanted: dict[Hashable, Callable[[], Increment]] = {}
-        places: dict[tuple[str, int], int] = {}
-        for row, column in (retrieved.weights > 0).nonzero().tolist():
-            record = self._knowledge.records[int(retrieved.tasks[row, column])]
-            key = (record.commit_id, int(retrieved.increments[row, column]))
-            slots[row, column] = places.setdefault(key, len(places))
-            wanted[key] = partial(self.store.increment, record, key[1])
-        return Mixture(self._pool.get(wanted), slots, retrieved.weights)
+        return self.supply.mixture(shares_of(retrieved, self._knowledge.records))
+
+    @contextlib.contextmanager
+    def bending(
+        self,
+        batch: Batch,
+        texts: Sequence[str],
+        decide: Callable[[Tensor], Mixture],
+        *,
+        is_two_pass: bool = False,
+    ) -> Iterator[None]:
+        """Within the block the backbone reads this batch's queries, asks for their mixture and bends to it.
+
+        At once, or, where the query is read inside the forward pass, in the next one. Hold the lock.
+
+        Args:
+            batch: the rows.
+            texts: their words, for a sentence extractor.
+            decide: (B, C) queries -> the rows' mixture.
+            is_two_pass: the mixture may bend the very layers that make the query.
+        """
+        bound = self.backbone.reparameterizer
+
+        def bend(queries: Tensor) -> None:
+            bound.bind(decide(queries))
+
+        bound.release()
+        try:
+            if self._extractor is not None:
+                bend(self._extractor(texts))
+                yield
+            elif self._is_two_pass or is_two_pass:
+                bend(self.backbone.queries(batch, self.parts))
+                yield
+            else:
+                with self.backbone.reading_query(batch, self.parts, bend):
+                    yield
+        finally:
+            bound.release()
 
     @contextlib.contextmanager
     def _adapting(self, batch: Batch, texts: Sequence[str]) -> Iterator[list[Retrieved]]:
@@ -467,30 +453,21 @@ class ScalableLM:
         inside the forward pass, after that pass.
         """
         decided: list[Retrieved] = []
-        retriever, bound = self._knowledge.retriever, self.backbone.reparameterizer
+        knowledge = self._knowledge
 
-        def decide(queries: Tensor) -> None:
-            assert retriever is not None
-            decided.append(retriever(queries))
-            bound.bind(self.mixture(decided[0]))
+        def decide(queries: Tensor) -> Mixture:
+            assert knowledge.retriever is not None
+            decided.append(knowledge.retriever(queries))
+            return self.supply.mixture(shares_of(decided[0], knowledge.records))
 
-        bound.release()
-        try:
-            if self._merged is not None:
-                yield [self._merged.mixture.retrieved(len(texts))]
-            elif retriever is None:
+        self.backbone.reparameterizer.release()
+        if self._merged is not None:
+            yield [self._merged.mixture.retrieved(len(texts))]
+        elif knowledge.retriever is None:
+            yield decided
+        else:
+            with self.bending(batch, texts, decide, is_two_pass=knowledge.needs_two_passes):
                 yield decided
-            elif self._extractor is not None:
-                decide(self._extractor(texts))
-                yield decided
-            elif self._is_two_pass or self._knowledge.needs_two_passes:
-                decide(self.backbone.queries(batch, self.parts))
-                yield decided
-            else:
-                with self.backbone.reading_query(batch, self.parts, decide):
-                    yield decided
-        finally:
-            bound.release()
 
     def _write(
         self, max_new_tokens: int, decoding: DecodingConfig | None, start: Prefill, rows: Sequence[int]
@@ -503,27 +480,12 @@ class ScalableLM:
             if self.backbone.kind is BackboneKind.ENCODER:
                 if not records:
                     return [SILENCE] * len(texts)
-                return read_labels(self.backbone.pooled(batch), decided[0], records, self._head)
+                return read_labels(self.backbone.pooled(batch), decided[0], records, self.supply.head)
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
             return read_words(self.backbone, start, retrieved, records, write)
 
-    def _head(self, record: TaskRecord) -> Mapping[str, Tensor]:
-        head = self._heads.get(record.commit_id)
-        if head is None:
-            head = self.store.head(record)
-            if head is None:
-                raise TaskError(
-                    f"task {record.name!r} has no head, so an encoder cannot answer it: learn it again"
-                )
-            self._heads.put(record.commit_id, head)
-        return head
 
-
-def _size_of(head: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in head.values())
-
-
-def _words(prompt: Prompt) -> str:
+def words_of(prompt: Prompt) -> str:
     """The words of a prompt as one text, for a sentence encoder or a report."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

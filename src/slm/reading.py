@@ -19,6 +19,7 @@ SILENCE = Answer(None, "frozen", 0.0, (), True)
 """What an encoder says of a row that belongs to no task: it has no words of its own."""
 
 Records = Sequence[TaskRecord]
+HeadOf = Callable[[TaskRecord], Mapping[str, Tensor]]
 Writer = Callable[[Prefill, Sequence[int]], list[list[Generated]]]
 
 
@@ -31,15 +32,20 @@ def task_weights(retrieved: Retrieved, row: int) -> dict[int, float]:
     return dict(sorted(weights.items(), key=lambda item: -item[1]))
 
 
+Used = Mapping[int, float]
+"""Weight per task number of one row, largest first; empty where no knowledge is used."""
+
+Chances = dict[str, float]
+"""Probability of each label of one row."""
+
+
 def read_labels(
     pooled: Float[Tensor, "B C"],
     retrieved: Retrieved,
     records: Records,
-    head_of: Callable[[TaskRecord], Mapping[str, Tensor]],
+    head_of: HeadOf,
 ) -> list[Answer]:
-    """Labels of an encoder's rows: p(y) = Σ_tasks w_task · softmax(head_task(h))_y (method section 3).
-
-    A label can only come from a task whose key was retrieved; tasks that share a label text add up.
+    """Labels of an encoder's rows, the likeliest of :func:`head_chances`.
 
     Args:
         pooled: (B, C) float32, what the heads read.
@@ -47,20 +53,60 @@ def read_labels(
         records: the tasks by number.
         head_of: gives a task's head.
     """
-    num_rows = pooled.shape[0]
-    used = [task_weights(retrieved, row) for row in range(num_rows)]
-    chances: list[dict[str, float]] = [{} for _ in range(num_rows)]
+    used = [task_weights(retrieved, row) for row in range(pooled.shape[0])]
+    return [
+        _labelled(own, weights, records) if weights else SILENCE
+        for own, weights in zip(head_chances(pooled, used, records, head_of), used, strict=True)
+    ]
+
+
+def head_chances(
+    pooled: Float[Tensor, "B C"], used: Sequence[Used], records: Records, head_of: HeadOf
+) -> list[Chances]:
+    """p(y) = Σ_tasks w_task · softmax(head_task(h))_y of an encoder's rows (method section 3).
+
+    A label can only come from a task whose key was retrieved; tasks that share a label text add up.
+
+    Args:
+        pooled: (B, C) float32, what the heads read.
+        used: the mixture of each row; a row that abstained has no labels.
+        records: the tasks by number.
+        head_of: gives a task's head.
+    """
+    chances: list[Chances] = [{} for _ in used]
     for number in sorted({n for weights in used for n in weights}):
         record = records[number]
-        rows = [row for row in range(num_rows) if number in used[row]]
+        rows = [row for row, weights in enumerate(used) if number in weights]
         shares = apply_head(head_of(record), pooled[rows]).softmax(-1)
         for row, row_shares in zip(rows, shares.tolist(), strict=True):
             for label, share in zip(record.labels, row_shares, strict=True):
                 chances[row][label] = chances[row].get(label, 0.0) + share * used[row][number]
-    return [
-        _labelled(own, weights, records) if weights else SILENCE
-        for own, weights in zip(chances, used, strict=True)
-    ]
+    return chances
+
+
+def is_naming(used: Used, records: Records) -> bool:
+    """Whether a row is answered by a label: what its largest weight belongs to decides."""
+    return bool(used) and bool(records[next(iter(used))].labels)
+
+
+def word_chances(
+    backbone: Backbone, start: Prefill, rows: Sequence[int], used: Sequence[Used], records: Records
+) -> list[Chances]:
+    """Probability of each label of some rows of a prefill, by scoring the labels' texts.
+
+    Args:
+        backbone: with the mixture of the whole prefill bound.
+        start: the prefill.
+        rows: which of its rows; for each, :func:`is_naming` holds.
+        used: the mixture of every row of the prefill.
+        records: the tasks by number.
+    """
+    if not rows:
+        return []
+    classes = [{n: w for n, w in used[row].items() if records[n].labels} for row in rows]
+    labels = [sorted({y for n in own for y in records[n].labels}) for own in classes]
+    scored = zip(classes, labels, score_labels(backbone, start, rows, labels), strict=True)
+    return [_mix_labels(own, texts, scores, records) for own, texts, scores in scored]
 
 
 def read_words(
@@ -81,13 +127,9 @@ def read_words(
     num_rows = start.batch.ids.shape[0]
     used = [task_weights(retrieved, row) if retrieved else {} for row in range(num_rows)]
     answers: dict[int, Answer] = {}
-    naming = [row for row in range(num_rows) if used[row] and records[next(iter(used[row]))].labels]
-    if naming:
-        classes = [{n: w for n, w in used[row].items() if records[n].labels} for row in naming]
-        labels = [sorted({y for n in own for y in records[n].labels}) for own in classes]
-        all_scores = score_labels(backbone, start, naming, labels)
-        for row, own, texts, scores in zip(naming, classes, labels, all_scores, strict=True):
-            answers[row] = _labelled(_mix_labels(own, texts, scores, records), used[row], records)
+    naming = [row for row in range(num_rows) if is_naming(used[row], records)]
+    for row, chances in zip(naming, word_chances(backbone, start, naming, used, records), strict=True):
+        answers[row] = _labelled(chances, used[row], records)
     writing = [row for row in range(num_rows) if row not in answers]
     if writing:
         for row, written in zip(writing, write(start, writing), strict=True):

@@ -9,9 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from slm.cli import ask, doctor, evaluate, explain, export, forget, import_, init, learn, map_, tasks
+from slm.cli import (
+    ask,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    forget,
+    import_,
+    init,
+    key,
+    learn,
+    map_,
+    serve,
+    tasks,
+)
 
-COMMANDS = (init, learn, ask, explain, evaluate, map_, tasks, forget, import_, export, doctor)
+COMMANDS = (init, learn, ask, explain, evaluate, map_, tasks, forget, import_, export, serve, key, doctor)
 SLM = (sys.executable, "-m", "slm.cli.main")
 
 

@@ -12,7 +12,22 @@ import typer
 from typer.main import get_command
 
 import slm
-from slm.cli import ask, bench, doctor, evaluate, explain, export, forget, import_, init, learn, map_, tasks
+from slm.cli import (
+    ask,
+    bench,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    forget,
+    import_,
+    init,
+    key,
+    learn,
+    map_,
+    serve,
+    tasks,
+)
 from slm.cli.output import print_failure
 from slm.cli.process import drop_output, set_up_process
 from slm.errors import SlmError
@@ -29,7 +44,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (init, learn, ask, explain, evaluate, map_, tasks, forget, import_, export, doctor):
+for _module in (
+    init,
+    learn,
+    ask,
+    explain,
+    evaluate,
+    map_,
+    tasks,
+    forget,
+    import_,
+    export,
+    serve,
+    key,
+    doctor,
+):
     _name = _module.__name__.rpartition(".")[2]
     _epilog = "\n\n  ".join(("Examples:", *_module.EXAMPLES))
     app.command(_name.rstrip("_"), epilog=_epilog)(getattr(_module, _name))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,16 @@ class Prepared:
     history: KeyHistory | None
 
 
-def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport:
+def learn_task(
+    model: ScalableLM, task: Task, *, on_step: Callable[[int, int], None] | None = None, **settings: Any
+) -> LearningReport:
     """Teach a model one task; nothing is visible in the store before the last step, and then all of it.
 
     Args:
         model: the model; only its backbone and settings are used, and with ``start: retrieved`` its
             increments and keys, never another task's data.
         task: examples with answers.
+        on_step: is told the optimizer steps done and of how many, after every step.
         **settings: fields of :class:`LearningConfig` that differ from the store's defaults.
 
     Raises:
@@ -124,7 +127,7 @@ def learn_task(model: ScalableLM, task: Task, **settings: Any) -> LearningReport
             begin_from(learnable, start.increment, start.probe)
     started = start.as_metadata() if start else {}
     apart = _with_own_checkpoints(model, task, config, started)
-    result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}")
+    result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}", on_step)
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
 
     processes = PartialState()

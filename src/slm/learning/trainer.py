@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -216,6 +216,19 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self.bar.close()
 
 
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Tells somebody how far the fine-tuning is: the steps done, and of how many."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._tell(state.global_step, state.max_steps)
+
+
 def fit(
     learnable: Trainable,
     backbone: Backbone,
@@ -223,8 +236,18 @@ def fit(
     validation: Sequence[TrainingRow],
     config: LearningConfig,
     title: str,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune, keep the parameters of the best validation loss, and leave the backbone frozen as it was.
+
+    Args:
+        learnable: what is fine-tuned.
+        backbone: it changes.
+        train: rows to learn from.
+        validation: rows to stop early by.
+        config: how.
+        title: of the progress bar.
+        on_step: is told the steps done and of how many, after every step.
 
     Raises:
         LearningError: the loss is not finite.
@@ -240,6 +263,8 @@ def fit(
     with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch:
         folder = Path(config.checkpoint_folder or scratch)
         callbacks: list[Any] = [_Progress(title)] if config.has_progress else []
+        if on_step is not None:
+            callbacks.append(_Steps(on_step))
         if validation:
             callbacks.append(EarlyStoppingCallback(config.patience))
         trainer = Trainer(

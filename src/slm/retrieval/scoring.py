@@ -156,11 +156,39 @@ class GaussianScorer:
         task, space = self._learned[number], self.space
         if space.is_plain:
             return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
-        task = dataclasses.replace(task, scatter=self._load_scatter(number))
-        spread = _own_spread(task, space.projection, self._inverse, space.rho, space.num_rows)
+        spread = self.spread(number)
         first = self._first_keys[number]
         own = self._means[first : first + task.num_keys]
         return [_tail(key, space.shares, spread, task.scales, self._rate) for key in own]
+
+    def spread(self, number: int, axes: Float[Tensor, "J A"] | None = None) -> Float[Tensor, "A A"]:
+        """Y_n of a task (method section 2d): the covariance of its own rows around a key, where τ = 1.
+
+        Args:
+            number: of the task.
+            axes: (J, A) float64, directions to see it along; None is all of them.
+
+        Raises:
+            StoreError: the task's statistics cannot be read.
+        """
+        space = self.space
+        projection = space.projection
+        if axes is not None:
+            projection = projection @ axes[: projection.shape[1]]
+        task = dataclasses.replace(self._learned[number], scatter=self._load_scatter(number))
+        return _own_spread(task, projection, self._inverse, space.rho, space.num_rows)
+
+    def scales(self, number: int) -> Float[Tensor, " S"]:
+        """τ of a task, (S,) float64: equally likely values of how far its rows lie."""
+        quantiles = self._learned[number].scales
+        return (quantiles[1:] + quantiles[:-1]) / 2
+
+    def keys_of(self, number: int) -> tuple[list[int], list[float]]:
+        """Numbers of a task's keys, and the share of its rows behind each."""
+        counts = self._learned[number].counts.to(torch.float64)
+        first = self._first_keys[number]
+        shares = counts / counts.sum() if float(counts.sum()) else torch.full_like(counts, 1 / len(counts))
+        return list(range(first, first + len(counts))), list(shares.tolist())
 
     @cached_property
     def _inverse(self) -> Tensor:

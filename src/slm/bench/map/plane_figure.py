@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from slm.bench.map.labels import Label, arrange_labels, shorten
-from slm.bench.map.plane import Place
 from slm.bench.map.store_map import MappedQuestion, StoreMap
 from slm.bench.map.style import HEIGHT_PX, INK, Figure, base_layout, rule
+from slm.retrieval.plane import Place
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 """Okabe and Ito's colours, which colour-blind readers can tell apart."""

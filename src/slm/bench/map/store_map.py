@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
-from slm.bench.map.plane import Place, Polygon
 from slm.evaluation.metrics import false_refusal_rate, misrouting
+from slm.retrieval.plane import Place, Polygon
 
 ABSTAINED = "abstained"
 """Name of the column of a confusion matrix that counts refused questions."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from slm.backbone.prompts import Prompt
-from slm.bench.map.plane import Place, Polygon, bands, choose_plane, nearest_keys, reaches, regions
 from slm.bench.map.store_map import MappedKey, MappedQuestion, StoreMap
 from slm.errors import TaskError
 from slm.evaluation.matrix import prompt_of
 from slm.model import ScalableLM
 from slm.reading import task_weights
+from slm.retrieval.chart import Chart
 from slm.retrieval.retriever import Retriever
 from slm.tasks import Stream
 
@@ -84,31 +82,18 @@ class _Survey:
     """
 
     def __init__(self, names: Sequence[str], retriever: Retriever, num_questions: int) -> None:
-        scorer = retriever.scorer
         self._names, self._retriever = tuple(names), retriever
-        self._plane = choose_plane(scorer.keys, scorer.tasks)
-        self._num_axes = self._plane.axes.shape[1]
-        self._places = self._plane.places(scorer.keys)
+        self._chart = Chart(retriever, (num_questions + 1) / 2)
         self._is_abstaining = retriever.config.is_abstaining
-        self._middle = (num_questions + 1) / 2
-        numbers = torch.arange(len(scorer.keys))
-        self._limits = (
-            scorer.thresholds(numbers)
-            if self._is_abstaining
-            else torch.full_like(numbers, math.inf, dtype=torch.float64)
-        )
 
     def questions(
         self, queries: Float[Tensor, "B C"], texts: Sequence[str], owners: Sequence[str | None]
     ) -> tuple[MappedQuestion, ...]:
         """What DTKR decides for some questions, and where they lie."""
-        scorer, found = self._retriever.scorer, self._retriever(queries)
-        places = self._plane.places(scorer.points(queries))
-        below = scorer.tasks[nearest_keys(places, self._places)].tolist()
+        found = self._retriever(queries)
+        drawn, below = self._chart.places(queries, found), self._chart.owners_on_paper(queries)
         nearest = found.owners[found.nearest].tolist()
         distances, limits = found.distances[:, 0].tolist(), found.thresholds.tolist()
-        columns = torch.arange(1, len(texts) + 1).tolist()
-        drawn = self._on_paper(places, distances, limits, columns)
         return tuple(
             MappedQuestion(
                 text=texts[b],
@@ -127,50 +112,22 @@ class _Survey:
 
     def map(self, questions: tuple[MappedQuestion, ...]) -> StoreMap:
         """The whole map."""
-        names, plane, scorer = self._names, self._plane, self._retriever.scorer
-        outlines = reaches(scorer, plane) if self._is_abstaining and self._num_axes == 2 else []
-        cells, borders = self._regions()
-        form = self._retriever.config.form
+        names, chart, scorer = self._names, self._chart, self._retriever.scorer
+        form, plane = self._retriever.config.form, chart.plane
+        cells, borders = chart.regions()
+        owners = [names[task] for task in scorer.tasks.tolist()]
         return StoreMap(
             form=form,
             tasks=names,
-            keys=self._keys(),
+            keys=tuple(map(MappedKey, owners, chart.key_places, chart.limits)),
             questions=questions,
-            num_axes=self._num_axes,
+            num_axes=chart.num_axes,
             num_directions=plane.num_directions,
             drawn_share=plane.drawn_share,
-            regions=cells,
+            regions={names[task]: outlines for task, outlines in cells.items()},
             borders=borders,
-            reaches=[(names[task], outline) for task, outline in outlines],
+            reaches=[(names[task], outline) for task, outline in chart.reaches()],
             is_exact=plane.num_directions <= 2,
-            is_reach_exact=form == "gaussian" and scorer.keys.shape[1] == self._num_axes,
+            is_reach_exact=form == "gaussian" and scorer.keys.shape[1] == chart.num_axes,
             is_abstaining=self._is_abstaining,
         )
-
-    def _keys(self) -> tuple[MappedKey, ...]:
-        scorer, limits = self._retriever.scorer, self._limits.tolist()
-        at_keys = scorer.relative_distances(scorer.keys, torch.zeros(len(limits), 1, dtype=torch.float64))
-        drawn = self._on_paper(self._places, at_keys[:, 0].tolist(), limits, [self._middle] * len(limits))
-        owners = [self._names[task] for task in scorer.tasks.tolist()]
-        return tuple(map(MappedKey, owners, drawn, limits))
-
-    def _regions(self) -> tuple[Mapping[str, Sequence[Polygon]], Sequence[Polygon]]:
-        owners = self._retriever.scorer.tasks
-        if self._num_axes == 2:
-            found, borders = regions(self._places, owners)
-        else:
-            line = self._places[:, 0] if self._num_axes else torch.zeros(len(owners), dtype=torch.float64)
-            found, borders = bands(line, owners, 0.0 if self._is_abstaining else math.inf)
-        return {self._names[task]: found[task] for task in sorted(found)}, borders
-
-    def _on_paper(
-        self, places: Tensor, distances: Sequence[float], limits: Sequence[float], columns: Sequence[float]
-    ) -> list[Place]:
-        """Places as pairs; where axes are wanting, the height says how far beyond the threshold they are."""
-        if self._num_axes == 2:
-            return [(x, y) for x, y in places.tolist()]
-        heights = [
-            distance - limit if self._is_abstaining else distance
-            for distance, limit in zip(distances, limits, strict=True)
-        ]
-        return list(zip(places[:, 0].tolist() if self._num_axes else columns, heights, strict=True))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from slm.bench.map.plane import bands, choose_plane, nearest_keys, reaches, regions
 from slm.retrieval.cosine import CosineScorer
 from slm.retrieval.keys import TaskKeys, learn_keys
+from slm.retrieval.plane import bands, choose_plane, nearest_keys, reaches, regions
 from slm.retrieval.scoring import GaussianScorer, fit_scorer
 
 NUM_CHANNELS = 8

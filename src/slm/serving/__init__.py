@@ -1,0 +1,1 @@
+"""Serving: requests → rows → answers over HTTP, in OpenAI's shapes. Never trains."""

@@ -1,0 +1,106 @@
+"""Routes that show: classifications, retrievals, models."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from slm.knowledge import Knowledge
+from slm.serving.answering import Desk
+from slm.serving.answers import Classifications, ModelCard, ModelList, Retrievals, new_id, now
+from slm.serving.completions import headers_of, knowing, usage_of
+from slm.serving.schema import InputRequest
+from slm.serving.work import AUTO, Wish
+
+_AT_ONCE = 32  # texts whose queries are read between two steps
+
+
+def inspection_router(desk: Desk) -> APIRouter:
+    """All three routes."""
+    router = APIRouter(prefix="/v1", tags=["inspection"])
+    started = now()
+
+    @router.post("/classifications", response_model=Classifications)
+    async def classify(request: Request, body: InputRequest) -> Response:
+        """Labels with their probabilities, over all tasks or, with a task's model, over its own."""
+        listeners = await desk.submit(body.texts, body.model, Wish(), "input", is_labelling=True)
+        data: list[dict[str, Any]] = []
+        told, all_ends = [], []
+        try:
+            for index, listener in enumerate(listeners):
+                decided, _, ends = await desk.collect(request, listener)
+                labels = [{"label": label, "probability": share} for label, share in ends[0].labels]
+                best = labels[0]["label"] if labels else None
+                known = knowing(decided, ends[0])
+                data.append({"index": index, "label": best, "probabilities": labels, "slm": known})
+                told.append(decided)
+                all_ends += ends
+        finally:
+            for listener in listeners:
+                listener.cancel()
+        head = {"id": new_id("clf"), "object": "list", "created": now(), "model": body.model}
+        usage = usage_of(told, []) | {"completion_tokens": 0}
+        return JSONResponse(head | {"data": data, "usage": usage}, headers=headers_of(told[0]))
+
+    @router.post("/retrievals", response_model=Retrievals)
+    async def retrieve(body: InputRequest) -> Response:
+        """What DTKR decides for each text, and why: the nearest keys, their distances and weights."""
+        await desk.check(body.texts, "input")
+        known, found = desk.engine.knowledge, []
+        for start in range(0, len(body.texts), _AT_ONCE):
+            texts = body.texts[start : start + _AT_ONCE]
+            found += await asyncio.wrap_future(desk.engine.call(lambda t=texts: _explain(desk, known, t)))  # type: ignore[misc]
+        data = [{"index": index, **one} for index, one in enumerate(found)]
+        return JSONResponse({"object": "list", "store_version": known.version, "data": data})
+
+    @router.get("/models", response_model=ModelList)
+    async def models() -> Any:
+        """``auto``, the backbone without knowledge, and one model per task."""
+        names = [record.name for record in desk.engine.knowledge.records]
+        ids = [AUTO, desk.name, *(f"{desk.name}:{name}" for name in names), *desk.engine.adapters]
+        return ModelList(data=[ModelCard(id=name, created=started) for name in ids])
+
+    @router.get("/models/{model:path}", response_model=ModelCard)
+    async def model(model: str) -> Any:
+        """One model."""
+        desk.resolve(model)
+        return ModelCard(id=model, created=started)
+
+    return router
+
+
+def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:
+    if known.retriever is None:
+        return [{"is_abstained": True, "candidates": []} for _ in texts]
+    retrieved = known.retriever(desk.engine.model.queries(texts))
+    thresholds = retrieved.thresholds.tolist()
+    all_thresholds = known.retriever.scorer.thresholds(retrieved.candidates.flatten())
+    limits = all_thresholds.view(retrieved.candidates.shape).tolist()
+    found = []
+    for row in range(len(texts)):
+        candidates = []
+        for column, key in enumerate(retrieved.candidates[row].tolist()):
+            record = known.records[int(retrieved.owners[key])]
+            kept = column < retrieved.weights.shape[1]
+            limit = limits[row][column]
+            candidates.append(
+                {
+                    "task": record.name,
+                    "weight": float(retrieved.weights[row, column]) if kept else 0.0,
+                    "probability": float(retrieved.posterior[row, column]),
+                    "distance": _finite(float(retrieved.distances[row, column])),
+                    "threshold": limit if math.isfinite(limit) and math.isfinite(thresholds[row]) else None,
+                    "key": key,
+                }
+            )
+        found.append({"is_abstained": bool(retrieved.is_abstained[row]), "candidates": candidates})
+    return found
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

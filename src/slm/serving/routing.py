@@ -1,0 +1,102 @@
+"""From the rows of one prefill to their mixtures: routed, forced or none, each row for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from torch import Tensor
+
+from slm.backbone.reparameterize import Mixture
+from slm.knowledge import Knowledge, Share, Shares, shares_of
+from slm.model import ScalableLM
+from slm.serving.refusals import unknown_task
+from slm.serving.work import Asked, Decided
+from slm.store import TaskRecord
+
+
+@final
+class Routing:
+    """The decision for the rows of one prefill.
+
+    Args:
+        model: gives increments.
+        knowledge: what is decided from.
+        rows: the requests.
+    """
+
+    def __init__(
+        self,
+        model: ScalableLM,
+        knowledge: Knowledge,
+        rows: Sequence[Asked],
+        adapters: Mapping[str, TaskRecord],
+    ) -> None:
+        self._model, self._rows, self.knowledge = model, rows, knowledge
+        self._forced = dict(adapters) | {record.name: record for record in knowledge.records}
+        self.shares: list[Shares] = [()] * len(rows)
+        self.mixture: Mixture | None = None
+        self._numbers = {record.commit_id: n for n, record in enumerate(knowledge.records)}
+        for row in rows:
+            if row.task is not None and row.task not in self._forced:
+                raise unknown_task(row.task)
+
+    @property
+    def needs_queries(self) -> bool:
+        """Whether any row is routed, or chooses among increments of its task."""
+        if not self.knowledge.records:
+            return False
+        return any(
+            row.is_routed or (row.task is not None and self._forced[row.task].num_increments > 1)
+            for row in self._rows
+        )
+
+    @property
+    def needs_two_passes(self) -> bool:
+        """Whether a row may bend the very layers that make the query."""
+        own = [self._forced[row.task] for row in self._rows if row.task is not None]
+        return self.knowledge.needs_two_passes or any(r.metadata.get("needs_two_passes") for r in own)
+
+    def decide(self, queries: Tensor | None) -> Mixture:
+        """The mixture of all rows, from their queries (B, C); None where no row needs them."""
+        by_choice: dict[str | None, list[int]] = {}
+        for number, row in enumerate(self._rows):
+            if row.task is not None or (row.is_routed and queries is not None):
+                by_choice.setdefault(row.task, []).append(number)
+        for task, numbers in by_choice.items():
+            own = None if queries is None else queries[numbers]
+            for number, shares in zip(numbers, self._choose(task, own, len(numbers)), strict=True):
+                self.shares[number] = shares
+        self.mixture = self._model.supply.mixture(self.shares)
+        return self.mixture
+
+    def used(self, row: int) -> dict[int, float]:
+        """Weight per task number of one row, largest first."""
+        weights: dict[int, float] = {}
+        for share in self.shares[row]:
+            number = self._numbers.get(share.record.commit_id)
+            if number is None:  # an adapter of no store: it writes, and has no labels
+                continue
+            weights[number] = weights.get(number, 0.0) + share.weight
+        return dict(sorted(weights.items(), key=lambda item: -item[1]))
+
+    def told(self, row: int) -> Decided:
+        """What the client is told of a row."""
+        weights: dict[str, float] = {}
+        for share in self.shares[row]:
+            weights[share.record.name] = weights.get(share.record.name, 0.0) + share.weight
+        names = sorted(weights.items(), key=lambda item: -item[1])
+        asked = self._rows[row]
+        is_abstained = asked.is_routed and not names
+        return Decided(tuple(names), is_abstained, self.knowledge.version, len(asked.row.prompt))
+
+    def _choose(self, task: str | None, queries: Tensor | None, num_rows: int) -> Sequence[Shares]:
+        known = self.knowledge
+        if task is not None:
+            record = self._forced[task]
+            if record.num_increments == 1:
+                return [[Share(record, 0, 1.0)]] * num_rows
+            known = self._model.reader.read([record], known.version, is_abstaining=False)
+        assert known.retriever is not None
+        assert queries is not None
+        return shares_of(known.retriever(queries), known.records)

@@ -1,0 +1,190 @@
+"""Drawing up what the page shows of a store, once per version of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, final
+
+from torch import Tensor
+
+from slm.knowledge import Knowledge
+from slm.retrieval.chart import ELLIPSE_SHARE, Chart
+from slm.retrieval.implied import implied_confusion
+from slm.retrieval.plane import Polygon
+from slm.serving.map_schema import (
+    Confusion,
+    Evaluations,
+    KnowledgeMap,
+    MapKey,
+    MapPoint,
+    MapPoints,
+    MapRegion,
+    Place,
+    TaskEvaluation,
+)
+
+MOST_CONFUSED_TASKS = 64
+"""Tasks up to which the implied confusion is computed: a matrix of more is no picture, and takes minutes."""
+ABSTAINED = "no task"
+"""The column of refused rows."""
+
+_T = TypeVar("_T")
+
+
+@final
+class Surveyor:
+    """Maps and evaluations of one store; what is computed is kept until the store's version changes.
+
+    All methods are coroutines: the work runs in one thread, once, however many clients wait for it.
+
+    Args:
+        knowledge: gives the snapshot that requests are answered from now.
+        queries: queries of some texts, (B, C).
+        metric: what a validation score of this backbone is.
+    """
+
+    def __init__(
+        self, knowledge: Callable[[], Knowledge], queries: Callable[[Sequence[str]], Tensor], metric: str
+    ) -> None:
+        self._knowledge, self._queries, self._metric = knowledge, queries, metric
+        self._kept: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+
+    async def map(self) -> KnowledgeMap:
+        """Keys, regions and ellipses."""
+        known = await asyncio.to_thread(self._knowledge)
+        chart = await self._chart(known)
+        return await self._once("map", known.version, lambda: _draw(known, chart))
+
+    async def points(self, texts: Sequence[str]) -> MapPoints:
+        """Where texts lie on the map.
+
+        Raises:
+            DataError: a text is empty or too long for the backbone.
+        """
+        known = await asyncio.to_thread(self._knowledge)
+        chart = await self._chart(known)
+        if chart is None:
+            return MapPoints(store_version=known.version, data=[])
+        return await asyncio.to_thread(_place, known, chart, texts, self._queries)
+
+    async def evaluations(self) -> Evaluations:
+        """Validation scores and the confusion that the keys imply."""
+        known = await asyncio.to_thread(self._knowledge)
+        return await self._once("evaluations", known.version, lambda: _evaluate(known, self._metric))
+
+    async def _chart(self, known: Knowledge) -> Chart | None:
+        retriever = known.retriever
+        if retriever is None:
+            return None
+        return await self._once("chart", known.version, lambda: Chart(retriever))
+
+    async def _once(self, name: str, version: int, compute: Callable[[], _T]) -> _T:
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != version or (kept[1].done() and kept[1].exception()):
+            kept = version, asyncio.create_task(asyncio.to_thread(compute))
+            self._kept[name] = kept
+        found: _T = await asyncio.shield(kept[1])  # a client that leaves stops nobody else's
+        return found
+
+
+def _draw(known: Knowledge, chart: Chart | None) -> KnowledgeMap:
+    names = [record.name for record in known.records]
+    if known.retriever is None or chart is None:
+        return _empty(known.version)
+    owners = [names[task] for task in known.retriever.scorer.tasks.tolist()]
+    ellipses = [_rounded(outline) for _, outline in chart.ellipses()] or [[] for _ in owners]
+    places = _rounded(chart.key_places)
+    cells, borders = chart.regions()
+    return KnowledgeMap(
+        store_version=known.version,
+        form=known.retriever.config.form,
+        tasks=names,
+        num_axes=chart.num_axes,
+        num_directions=chart.plane.num_directions,
+        drawn_share=chart.plane.drawn_share,
+        is_exact=chart.plane.num_directions <= 2,
+        is_abstaining=known.retriever.config.is_abstaining,
+        ellipse_share=ELLIPSE_SHARE,
+        keys=[
+            MapKey(task=task, place=place, ellipse=ellipse)
+            for task, place, ellipse in zip(owners, places, ellipses, strict=True)
+        ],
+        regions=[
+            MapRegion(task=names[task], polygons=[_rounded(outline) for outline in outlines])
+            for task, outlines in cells.items()
+        ],
+        borders=[_rounded(border) for border in borders],
+    )
+
+
+def _empty(version: int) -> KnowledgeMap:
+    return KnowledgeMap(
+        store_version=version,
+        form="",
+        tasks=[],
+        num_axes=0,
+        num_directions=0,
+        drawn_share=1.0,
+        is_exact=True,
+        is_abstaining=False,
+        ellipse_share=ELLIPSE_SHARE,
+        keys=[],
+        regions=[],
+        borders=[],
+    )
+
+
+def _place(
+    known: Knowledge, chart: Chart, texts: Sequence[str], read: Callable[[Sequence[str]], Tensor]
+) -> MapPoints:
+    assert known.retriever is not None
+    names = [record.name for record in known.records]
+    queries = read(texts)
+    found = known.retriever(queries)
+    nearest = found.owners[found.nearest].tolist()
+    below = chart.owners_on_paper(queries)
+    places = _rounded(chart.places(queries, found))
+    data = [
+        MapPoint(
+            index=b,
+            place=places[b],
+            region=names[below[b]],
+            nearest=names[nearest[b]],
+            is_abstained=bool(found.is_abstained[b]),
+        )
+        for b in range(len(texts))
+    ]
+    return MapPoints(store_version=known.version, data=data)
+
+
+def _evaluate(known: Knowledge, metric: str) -> Evaluations:
+    scores = [(record.name, record.metadata.get("validation_score")) for record in known.records]
+    tasks = [
+        TaskEvaluation(
+            task=name,
+            validation_score=float(score) if isinstance(score, (int, float)) else None,
+            validation_metric=metric,
+        )
+        for name, score in scores
+    ]
+    confusion, reason = _confuse(known)
+    return Evaluations(store_version=known.version, tasks=tasks, confusion=confusion, reason=reason)
+
+
+def _confuse(known: Knowledge) -> tuple[Confusion | None, str | None]:
+    names = [record.name for record in known.records]
+    if len(names) < 2 or known.retriever is None:
+        return None, "confusion needs at least two tasks"
+    if len(names) > MOST_CONFUSED_TASKS:
+        return None, f"confusion is drawn of at most {MOST_CONFUSED_TASKS} tasks, the store has {len(names)}"
+    shares = implied_confusion(known.retriever)
+    if shares is None:
+        return None, "the keys of this store keep no spread, so they imply no confusion"
+    rounded = [[round(share, 5) for share in row] for row in shares.tolist()]
+    return Confusion(rows=names, columns=[*names, ABSTAINED], shares=rounded), None
+
+
+def _rounded(places: Sequence[Place] | Polygon) -> list[Place]:
+    """Six digits are finer than any screen, and a third of the bytes."""
+    return [(float(f"{x:.6g}"), float(f"{y:.6g}")) for x, y in places]

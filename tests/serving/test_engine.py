@@ -1,0 +1,198 @@
+"""The engine gives the library's answers, whoever is answered beside them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+import pytest
+
+from slm.model import ScalableLM
+from slm.serving.engine import Engine
+from slm.serving.refusals import Refused
+from slm.serving.settings import ServingSettings
+from slm.serving.work import AUTO, Asked, Decided, Failed, Finished, Piece, Wish
+from tests.backbone.families import load
+from tests.serving.stores import COOK, COOKING, FRENCH, GOOD, OUTSIDE, SUM, commit, make_store, small_tasks
+
+QUESTIONS = [FRENCH, SUM, GOOD, COOK, OUTSIDE, "what is 5 plus 5?", COOKING[7][0], "merci beaucoup!"]
+
+
+class Caller:
+    """Asks an engine and waits, as a route does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def ask(
+        self, prompt: str, model: str = AUTO, task: str | None = None, **wish
+    ) -> tuple[Asked, queue.Queue]:
+        events: queue.Queue = queue.Queue()
+        row = self.engine.model.backbone.row(prompt, is_truncating=False, where="prompt")
+        asked = Asked(prompt, model, task, Wish(**wish), events.put, 60.0, row)
+        self.engine.submit(asked)
+        return asked, events
+
+    @staticmethod
+    def hear(events: queue.Queue, num_answers: int = 1):
+        decided, texts, ends = events.get(timeout=60), {}, []
+        assert isinstance(decided, Decided), decided
+        while len(ends) < num_answers:
+            event = events.get(timeout=60)
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Piece):
+                texts[event.index] = texts.get(event.index, "") + event.text
+            else:
+                assert isinstance(event, Finished)
+                ends.append(event)
+        return decided, texts, ends
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
+def pair(request, tmp_path_factory, tiny_folder):
+    """A library and an engine on the same store, each with a backbone of its own."""
+    folder = tmp_path_factory.mktemp("engine") / "store"
+    model = make_store(folder, load(tiny_folder), request.param)
+    engine = Engine(model, ServingSettings(max_rows=8, prefill_tokens=64))
+    engine.start()
+    yield ScalableLM.open(folder, load(tiny_folder)), Caller(engine)
+    engine.drain(10)
+
+
+def test_a_busy_engine_answers_as_the_library_does_alone(pair):
+    library, caller = pair
+    asked = [(q, caller.ask(q, max_tokens=8 + n % 5)[1], 8 + n % 5) for n, q in enumerate(QUESTIONS * 3)]
+    for question, events, max_tokens in asked:
+        decided, texts, ends = caller.hear(events)
+        own = library.ask(question, max_new_tokens=max_tokens)[0]
+        assert (texts.get(0, ""), ends[0].kind) == (own.text, own.kind)
+        assert ends[0].confidence == pytest.approx(own.confidence, rel=1e-4)
+        assert [task for task, _ in decided.mixture] == [task for task, _ in own.tasks]
+        assert dict(decided.mixture) == pytest.approx(dict(own.tasks), abs=1e-5)
+        assert decided.is_abstained == own.is_abstained
+
+
+def test_streamed_pieces_make_the_same_text(pair):
+    library, caller = pair
+    for question in (SUM, COOK):
+        _, texts, _ = caller.hear(caller.ask(question, max_tokens=20, is_streaming=True)[1])
+        assert texts[0] == library.ask(question, max_new_tokens=20)[0].text
+
+
+def test_a_forced_task_and_the_frozen_backbone_answer_as_the_restricted_library(pair):
+    library, caller = pair
+    forced = library.restricted(["cooking"], is_abstaining=False).ask(SUM, max_new_tokens=9)[0]
+    decided, texts, _ = caller.hear(caller.ask(SUM, "tiny:cooking", "cooking", max_tokens=9)[1])
+    assert (texts[0], decided.mixture) == (forced.text, (("cooking", 1.0),))
+    plain = library.restricted([]).ask(SUM, max_new_tokens=9)[0]
+    decided, texts, ends = caller.hear(caller.ask(SUM, "tiny", max_tokens=9)[1])
+    assert (texts[0], decided.mixture, ends[0].kind) == (plain.text, (), "frozen")
+    assert plain.text != forced.text
+
+
+def test_samples_depend_on_their_seed_and_not_on_their_neighbours(pair):
+    _, caller = pair
+    wish = {"max_tokens": 12, "temperature": 1.5, "seed": 7, "num_answers": 3}
+    alone = caller.hear(caller.ask(SUM, **wish)[1], 3)[1]
+    crowd = [caller.ask(q, max_tokens=15, temperature=1.0)[1] for q in (COOK, SUM, COOK)]
+    beside = caller.hear(caller.ask(SUM, **wish)[1], 3)[1]
+    for events in crowd:
+        caller.hear(events)
+    assert alone == beside
+    assert len(set(alone.values())) == 3
+    assert caller.hear(caller.ask(SUM, **(wish | {"seed": 8}))[1], 3)[1] != alone
+
+
+def test_a_stop_text_ends_an_answer_and_none_of_it_is_told(pair):
+    library, caller = pair
+    whole = library.ask(SUM, max_new_tokens=20)[0].text
+    stop = whole[6:9]
+    _, texts, ends = caller.hear(caller.ask(SUM, max_tokens=20, stops=(stop,), is_streaming=True)[1])
+    assert texts[0] == whole[: whole.index(stop)].rstrip()
+    assert ends[0].reason == "stop"
+    assert ends[0].num_tokens < 20
+
+
+def test_log_probabilities_are_those_of_the_chosen_tokens(pair):
+    _, caller = pair
+    _, events = caller.ask(SUM, max_tokens=5, num_logprobs=3)
+    events.get(timeout=60)
+    chances = []
+    while isinstance(event := events.get(timeout=60), Piece):
+        chances += event.chances
+    assert len(chances) == 5
+    for chance in chances:  # greedy: the chosen one is the likeliest
+        assert chance.others[0] == (chance.token, pytest.approx(chance.logprob))
+        assert chance.others[0][1] >= chance.others[1][1] >= chance.others[2][1]
+
+
+def test_a_cancelled_request_leaves_and_the_others_go_on(pair):
+    _, caller = pair
+    gone, _ = caller.ask(COOK, max_tokens=60, is_streaming=True)
+    other = caller.ask(SUM, max_tokens=10)[1]
+    gone.is_cancelled = True
+    assert caller.hear(other)[1][0]
+    assert caller.hear(caller.ask(SUM, max_tokens=2)[1])
+    ends = time.monotonic() + 10
+    while caller.engine.num_running and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert caller.engine.num_running == 0
+
+
+def test_a_late_request_is_told_so(pair):
+    _, caller = pair
+    row = caller.engine.model.backbone.row(SUM, is_truncating=False, where="prompt")
+    events: queue.Queue = queue.Queue()
+    caller.engine.submit(Asked(SUM, AUTO, None, Wish(max_tokens=50), events.put, 1e-6, row))
+    failed = events.get(timeout=60)
+    assert (failed.refusal.status, failed.refusal.code) == (504, "deadline_exceeded")
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path, store, tiny_folder):
+    engine = Engine(ScalableLM.open(store, load(tiny_folder)), ServingSettings(max_queue=2))
+    caller = Caller(engine)  # not started: nothing leaves the queue
+    caller.ask(SUM)
+    caller.ask(SUM)
+    with pytest.raises(Refused, match="2 requests are waiting already: try again in 1 s") as refused:
+        caller.ask(SUM)
+    assert refused.value.status == 429
+    assert refused.value.headers["Retry-After"] == "1"
+
+
+def test_running_requests_keep_the_knowledge_they_were_given(tmp_path, tiny_folder):
+    model = make_store(tmp_path / "store", load(tiny_folder))
+    library = ScalableLM.open(tmp_path / "store", load(tiny_folder))
+    before = library.ask(COOK, max_new_tokens=70)[0]
+    engine = Engine(model, ServingSettings())
+    begun, events = threading.Event(), queue.Queue()
+
+    def tell(event):
+        events.put(event)
+        if isinstance(event, Piece) and not begun.is_set():
+            begun.set()
+            # In the engine's own thread, so that the answer cannot end before.
+            record = model.store.forget("cooking")
+            model.supply.drop(record)
+            engine.adopt(model.reader.newest())
+
+    row = model.backbone.row(COOK, is_truncating=False, where="prompt")
+    engine.submit(Asked(COOK, AUTO, None, Wish(max_tokens=70, is_streaming=True), tell, 60.0, row))
+    engine.start()
+    decided, texts, _ = Caller.hear(events)
+    assert texts[0] == before.text
+    assert decided.mixture[0][0] == "cooking"
+    after = Caller.hear(Caller(engine).ask(COOK, max_tokens=5)[1])[0]
+    assert "cooking" not in dict(after.mixture)
+    cooking = next(task for task in small_tasks() if task.name == "cooking")
+    engine.drain(10)
+    commit(library, cooking, 3)
+
+
+def test_a_request_whose_knowledge_is_gone_fails_alone(pair, monkeypatch):
+    _, caller = pair
+    events = caller.ask(SUM, "tiny:gone", "gone")[1]
+    other = caller.ask(SUM, max_tokens=3)[1]
+    failed = events.get(timeout=60)
+    assert (failed.refusal.status, failed.refusal.code) == (404, "task_not_found")
+    assert caller.hear(other)[1][0]

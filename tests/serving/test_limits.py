@@ -1,0 +1,186 @@
+"""Whatever a client does wrong, it gets the right status and a body of OpenAI's shape; nothing else leaks."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+
+from slm.errors import ConfigError, SlmError
+from slm.serving.keys import add_key
+from slm.serving.refusals import Refused, refuse
+from slm.serving.settings import ServingSettings
+from tests.serving.conftest import fresh_model, serving
+from tests.serving.stores import SUM
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": SUM}]
+
+
+def post(address, path, content, **headers):
+    headers = {"content-type": "application/json"} | headers
+    return httpx2.post(address + path, content=content, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "code", "message"),
+    [
+        (CHAT, b'{"messages": [', 400, "invalid_json", "the body is no valid JSON"),
+        (CHAT, b"[]", 400, "invalid_body", "the body must be a JSON object"),
+        (CHAT, b"{}", 400, "invalid_value", "messages: Field required"),
+        (CHAT, b"\xff\xfe", 400, None, None),
+        (CHAT, b"[" * 50_000, 400, None, None),
+        (CHAT, b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}', 400, "invalid_value",
+         "temperature: Input should be a finite number"),
+        (CHAT, b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "invalid_value", None),
+        (CHAT, b'{"messages":[{"role":"user","content":"  "}]}', 400, "invalid_value", "messages is empty"),
+        (CHAT, b'{"messages":[{"role":"user","content":"x"}],"seed":1e400}', 400, None, None),
+        (CHAT, b'{"messages":[{"role":"user","content":"x"}],"max_tokens":100000}', 400, "invalid_value",
+         "max_tokens must be in 1..1024, got 100000: lower it"),
+        (CHAT, b'{"model":"tiny:nope","messages":[{"role":"user","content":"x"}]}', 404, "model_not_found",
+         "model 'tiny:nope' does not exist"),
+        ("/v1/completions", b'{"prompt":[]}', 400, "invalid_value", "prompt"),
+        ("/v1/completions", b'{"prompt":"x","stop":""}', 400, "invalid_value", "must not be empty"),
+        ("/v1/nothing", b"{}", 404, "not_found", "Not Found"),
+        ("/v1/models", b"{}", 405, "method_not_allowed", "Method Not Allowed"),
+        ("/v1/load_lora_adapter", b'{"lora_name":"x","lora_path":"/etc"}', 403, "adapters_are_off", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_told_what_is_wrong(address, path, content, status, code, message):
+    answer = post(address, path, content)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert code is None or error["code"] == code
+    assert message is None or message in error["message"]
+    assert "Traceback" not in answer.text
+    assert answer.headers["x-request-id"]
+
+
+def test_a_prompt_of_ten_megabytes_is_refused_however_its_length_is_told(address):
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode()
+    told = post(address, CHAT, body)
+
+    def chunks():
+        for start in range(0, len(body), 1 << 16):
+            yield body[start : start + (1 << 16)]
+
+    untold = post(address, CHAT, chunks())
+    for answer in (told, untold):
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_too_long"
+
+
+def test_unknown_tasks_and_jobs_are_not_found(address):
+    for path, code in (("/v1/tasks/nope", "task_not_found"), ("/v1/jobs/nope", "job_not_found")):
+        answer = httpx2.get(address + path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, code)
+
+
+def test_teaching_and_forgetting_are_off_unless_allowed(address):
+    taught = httpx2.post(address + "/v1/tasks", data={"name": "x"}, files={"file": ("x.jsonl", b"{}")})
+    forgotten = httpx2.delete(address + "/v1/tasks/sums")
+    for answer in (taught, forgotten):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "teaching_is_off")
+
+
+def test_other_web_pages_and_other_names_of_this_machine_are_refused(address):
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode()
+    assert post(address, CHAT, body, origin="https://evil.example").json()["error"]["code"] == "wrong_origin"
+    assert post(address, CHAT, body, origin=address).status_code == 200
+    assert post(address, CHAT, body, host="evil.example").json()["error"]["code"] == "wrong_host"
+    assert "access-control-allow-origin" not in post(address, CHAT, body).headers
+
+
+def test_keys_separate_asking_teaching_and_administration(tmp_path, store, tiny_folder):
+    file = tmp_path / "keys.json"
+    keys = {scope: add_key(file, scope, [scope]) for scope in ("ask", "teach", "admin")}
+    assert not any(key in file.read_text() for key in keys.values())
+    assert file.stat().st_mode & 0o077 == 0
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode()
+    routes = {
+        "ask": lambda a, h: post(a, CHAT, body, **h),
+        "teach": lambda a, h: httpx2.get(a + "/v1/jobs", headers=h),
+        "admin": lambda a, h: post(a, "/v1/unload_lora_adapter", b'{"lora_name": "x"}', **h),
+    }
+    with serving(fresh_model(store, tiny_folder), keys_file=file) as address:
+        for scope, send in routes.items():
+            for owner, key in keys.items():
+                status = send(address, {"authorization": f"Bearer {key}"}).status_code
+                expected = {"ask": 200, "teach": 200, "admin": 404}[scope] if owner == scope else 403
+                assert status == expected, (scope, owner)
+            for wrong in ({}, {"authorization": "Bearer slm-wrong"}, {"authorization": keys[scope]}):
+                answer = send(address, wrong)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert httpx2.get(address + "/health").status_code == 200
+
+
+def test_a_server_without_keys_listens_to_this_machine_alone():
+    with pytest.raises(ConfigError, match=r"host 0\.0\.0\.0 can be reached from other machines"):
+        ServingSettings(host="0.0.0.0")
+
+
+def test_slow_clients_are_let_go_while_others_are_answered(store, tiny_folder):
+    settings = {"header_timeout_s": 0.6, "body_timeout_s": 0.6}
+    with serving(fresh_model(store, tiny_folder), **settings) as address:
+        host, port = address.removeprefix("http://").split(":")
+
+        def trickle(head: bytes) -> bytes:
+            with socket.create_connection((host, int(port)), timeout=20) as sock:
+                sock.sendall(head)
+                sock.settimeout(20)
+                received = b""
+                while chunk := sock.recv(4096):
+                    received += chunk
+                    if b"}}" in received:
+                        break
+                return received
+
+        heads = {
+            b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ": b"the headers took too long",
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{": b"the body took longer than 0.6 s",
+        }
+        found: dict[bytes, bytes] = {}
+        threads = [threading.Thread(target=lambda h=head: found.__setitem__(h, trickle(h))) for head in heads]
+        for thread in threads:
+            thread.start()
+        begun = time.monotonic()
+        body = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode()
+        assert post(address, CHAT, body).status_code == 200
+        for thread in threads:
+            thread.join(20)
+        for head, message in heads.items():
+            assert b" 408 " in found[head].split(b"\r\n")[0]
+            assert message in found[head]
+        assert time.monotonic() - begun < 15
+
+
+def test_a_client_that_leaves_frees_its_row(store, tiny_folder):
+    model = fresh_model(store, tiny_folder)
+    with serving(model) as address:
+        body = {"messages": MESSAGES, "max_tokens": 80, "stream": True, "n": 4, "temperature": 1.0}
+        with httpx2.stream("POST", address + CHAT, json=body, timeout=60) as answer:
+            next(answer.iter_lines())
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            page = httpx2.get(address + "/metrics").text
+            if "\nslm_rows 0.0" in page:
+                break
+            time.sleep(0.05)
+        assert "\nslm_rows 0.0" in page
+        assert 'slm_tasks_retrieved_total{task="sums"}' not in page  # it was not answered
+
+
+def test_what_is_no_meant_error_stays_in_the_log():
+    hidden = refuse(ZeroDivisionError("/secret/path"))
+    assert (hidden.status, hidden.code) == (500, "server_error")
+    assert "secret" not in json.dumps(hidden.body)
+    assert refuse(SlmError("x")).status == 500
+    kept = Refused(418, "short and stout", "teapot")
+    assert refuse(kept) is kept

@@ -1,0 +1,104 @@
+"""Routing to another server over real HTTP: a second slm stands in for vLLM or SGLang."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import openai
+import pytest
+
+from slm.errors import ConfigError
+from slm.model import ScalableLM
+from slm.serving.settings import ServingSettings
+from tests.backbone.families import load
+from tests.serving.conftest import fresh_model, serving
+from tests.serving.stores import COOK, OUTSIDE, SUM
+
+
+@pytest.fixture(scope="module")
+def servers(store, tiny_folder, tmp_path_factory):
+    """A router and the server behind it, which knows no task of its own."""
+    shared = tmp_path_factory.mktemp("shared") / "adapters"
+    shared.mkdir()
+    empty = ScalableLM.create(
+        tmp_path_factory.mktemp("empty") / "store", load(tiny_folder), fresh_model(store, tiny_folder).config
+    )
+    with (
+        serving(empty, adapters_folder=shared) as behind,
+        serving(fresh_model(store, tiny_folder), upstream=behind, adapters_folder=shared) as router,
+    ):
+        yield router, behind, shared
+
+
+def test_a_request_is_answered_upstream_by_its_tasks_own_adapter(servers, store, tiny_folder):
+    router, behind, shared = servers
+    library = ScalableLM.open(store, load(tiny_folder))
+    with openai.OpenAI(base_url=f"{router}/v1", api_key="none", max_retries=0) as client:
+        for question, task in ((SUM, "sums"), (COOK, "cooking"), (SUM, "sums")):
+            messages = [{"role": "user", "content": question}]
+            answer = client.chat.completions.create(model="auto", messages=messages, max_tokens=8)
+            own = library.restricted([task], is_abstaining=False).ask(question, max_new_tokens=8)[0]
+            assert answer.choices[0].message.content == own.text
+            assert answer.model == "auto"
+            assert answer.slm["mixture"][0]["task"] == task
+            stream = client.chat.completions.create(
+                model="auto", messages=messages, max_tokens=8, stream=True
+            )
+            assert "".join(c.choices[0].delta.content or "" for c in stream) == own.text
+    commits = {record.name: record.commit_id[:8] for record in library.tasks}
+    assert {path.name for path in shared.iterdir()} == {f"{n}-{commits[n]}" for n in ("sums", "cooking")}
+    loaded = {card["id"] for card in httpx2.get(f"{behind}/v1/models").json()["data"]}
+    assert {f"sums-{commits['sums']}", f"cooking-{commits['cooking']}"} <= loaded
+
+
+def test_an_adapter_that_the_upstream_lost_is_loaded_again(servers):
+    router, behind, _ = servers
+    body = {"model": "auto", "messages": [{"role": "user", "content": SUM}], "max_tokens": 4}
+    first = httpx2.post(f"{router}/v1/chat/completions", json=body, timeout=60).json()
+    loaded = [
+        c["id"] for c in httpx2.get(f"{behind}/v1/models").json()["data"] if c["id"].startswith("sums-")
+    ]
+    httpx2.post(f"{behind}/v1/unload_lora_adapter", json={"lora_name": loaded[0]}, timeout=60)
+    again = httpx2.post(f"{router}/v1/chat/completions", json=body, timeout=60)
+    assert again.status_code == 200
+    assert again.json()["choices"] == first["choices"]
+
+
+def test_what_belongs_to_no_task_goes_to_the_upstreams_backbone(servers):
+    router, behind, _ = servers
+    body = {"model": "tiny", "messages": [{"role": "user", "content": OUTSIDE}], "max_tokens": 6}
+    routed = httpx2.post(f"{router}/v1/chat/completions", json=body, timeout=60).json()
+    direct = httpx2.post(f"{behind}/v1/chat/completions", json=body, timeout=60).json()
+    assert routed["choices"] == direct["choices"]
+    assert routed["slm"]["mixture"] == []
+
+
+def test_adapters_are_loaded_from_their_folder_alone(servers, tmp_path):
+    _, behind, shared = servers
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (shared / "link").symlink_to(outside)
+    for path in (str(outside), "../outside", "link", "/etc", "nope", "a\x00b"):
+        answer = httpx2.post(f"{behind}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": path})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora_path"), path
+    (shared / "link").unlink()
+
+
+def test_an_upstream_that_is_gone_is_a_bad_gateway(store, tiny_folder, tmp_path):
+    settings = {"upstream": "http://127.0.0.1:9", "adapters_folder": tmp_path}
+    with serving(fresh_model(store, tiny_folder), **settings) as router:
+        body = {"messages": [{"role": "user", "content": SUM}], "max_tokens": 4}
+        answer = httpx2.post(
+            f"{router}/v1/chat/completions",
+            content=json.dumps(body),
+            headers={"content-type": "application/json"},
+            timeout=60,
+        )
+    assert answer.status_code == 502
+    assert answer.json()["error"]["code"] == "upstream_unavailable"
+
+
+def test_an_upstream_needs_a_folder_to_share():
+    with pytest.raises(ConfigError, match="give --adapters"):
+        ServingSettings(upstream="http://127.0.0.1:1")
