@@ -74,6 +74,11 @@ def run_with_bar(run: Run, num_jobs: int | None) -> int:
         return run_suite(run, num_jobs=num_jobs, on_done=note)
 
 
+def split_names(text: str | None) -> tuple[str, ...] | None:
+    """Names parted by commas; None stays None."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _check(what: str, names: Sequence[str], known: list[str]) -> None:
     if not names:
         raise ConfigError(f"no {what} was named, known are {', '.join(known)}: name at least one")

@@ -29,10 +29,6 @@ class _Bench(typer.core.TyperGroup):
 app = typer.Typer(cls=_Bench, no_args_is_help=True, help="Run a suite of tasks with rivals beside slm.")
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 @app.command(epilog="\n\n  ".join(("Examples:", *EXAMPLES)))
 def run(
     suite: Annotated[
@@ -51,15 +47,15 @@ def run(
     is_alone: Annotated[bool, typer.Option("--alone", help="Learn each task alone too.")] = False,
 ) -> None:
     """Run the cells of a suite that are not in the folder yet; a killed run goes on where it was."""
-    from slm.bench.plan import plan_run, run_with_bar
+    from slm.bench.plan import plan_run, run_with_bar, split_names
 
     changes: dict[str, Any] = {"backbone": backbone, "train": train, "test": test}
     planned = plan_run(
         suite,
         preset,
-        methods=_names(methods),
-        orders=_names(orders),
-        seeds=_names(seeds),
+        methods=split_names(methods),
+        orders=split_names(orders),
+        seeds=split_names(seeds),
         changes={name: value for name, value in changes.items() if value is not None},
         places=(data, out),
         is_alone=is_alone,
