@@ -35,7 +35,7 @@ def new_model(folder, backbone, **learning):
 
 def digests(folder):
     """Every file of the store that belongs to a task, by its digest."""
-    files = sorted(p for p in folder.rglob("*.safetensors") if p.is_file())
+    files = sorted(p for p in (folder / "tasks").rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
