@@ -82,7 +82,8 @@ def test_an_answer_shows_what_was_retrieved_and_where_the_question_lies(open_pag
     assert "too far" in page.inner_text(".retrieval tbody tr:last-child")
     assert page.inner_text("#map-told") == "Your question (ringed) is nearest to sums."
     named = {label.text_content() for label in page.query_selector_all(".key-label")}
-    assert named and named <= {"languages", "moods", "sums", "cooking"}
+    assert named
+    assert named <= {"languages", "moods", "sums", "cooking"}
     ask(page, OUTSIDE)
     assert "belongs to no task" in page.inner_text(".origin-words")
     assert page.query_selector(".asked.current.refused") is not None
