@@ -59,9 +59,11 @@ def main() -> None:
                 except httpx2.HTTPError:
                     time.sleep(0.5)
             memory: list[float] = []
-            counts = fuzz(
-                address, options.requests, on_answer=lambda: memory.append(resident_mib(process.pid))
-            )
+
+            def note() -> None:
+                memory.append(resident_mib(process.pid))
+
+            counts = fuzz(address, options.requests, on_answer=note)
         finally:
             process.terminate()
             process.wait(60)

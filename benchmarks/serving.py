@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --data data --write
 
-Twenty tasks have keys from real texts, and random increments too small to change what is written much: what an
-increment says costs nothing, that it is there does. A server in a process of its own is asked by many clients
+Twenty tasks have keys from real texts, and random increments too small to change what is written much: what
+an increment says costs nothing, that it is there does. A server in a process of its own is asked by many clients
 at once, in blocks that alternate between `auto` and the frozen backbone, so that a busy machine slows both.
 Prints, and with --write keeps in docs/results: tokens a second, time to the first token, wrong routes against
 the library, errors; the same for stores of few and of many tasks.
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--examples", type=int, default=40, help="texts that a task's keys are made of")
     parser.add_argument("--stored", type=int, nargs="*", default=[5, 500], help="store sizes to compare")
+    parser.add_argument("--store", type=Path, help="where the store of the tasks is, or is to be kept")
     parser.add_argument("--flat-requests", type=int, default=400)
     parser.add_argument("--write", action="store_true", help="keep the figures in docs/results")
     options = parser.parse_args()
@@ -253,8 +254,12 @@ def main() -> None:
     }  # fmt: skip
     questions = [random.choice(asked) for _ in range(options.requests)]
     with tempfile.TemporaryDirectory() as scratch:
-        store = Path(scratch) / "tasks"
-        model = build(store, options.backbone, taught, {"rank": 8, "targets": "all-linear", "stored": 0})
+        store = options.store or Path(scratch) / "tasks"
+        if (store / "store.json").is_file():
+            model = ScalableLM.open(store)
+        else:
+            all_layers = {"rank": 8, "targets": "all-linear", "stored": 0}
+            model = build(store, options.backbone, taught, all_layers)
         print(f"{len(taught)} tasks", flush=True)
         mixed = measure(store, questions, options)
         routes = mixed.pop("routes")
@@ -286,10 +291,10 @@ def write(report: dict[str, object]) -> None:
         f"`benchmarks/serving.py`: {report['clients']} clients at once, {report['requests']} requests of "
         f"{report['tasks']} tasks mixed at random, answers of at most {report['max_tokens']} tokens, "
         f"{report['backbone']}, {report['threads']} threads on {report['cores']} cores (load "
-        f"{report['load']:.1f} when it began). Keys are of real texts, increments random and small. Blocks of "
-        "routed and frozen requests alternate on one server, so their ratio holds on a busy machine; their "
+        f"{report['load']:.1f} when it began). Keys are of real texts, increments random and small. Blocks "
+        "of routed and frozen requests alternate on one server, so their ratio holds on a busy machine; their "
         "absolute figures do not.", "",
-        "| store | routed tokens/s | frozen tokens/s | ratio | p99 first token, ratio | wrong routes | errors |",
+        "| store | routed, tokens/s | frozen, tokens/s | ratio | p99 first token, ratio | wrong | errors |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     rows = [(f"{report['tasks']} tasks, all layers, rank 8", report["mixed"])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import socket
@@ -52,15 +51,12 @@ class Client(threading.Thread):
                 mixture = tuple((part["task"], round(part["weight"], 4)) for part in told["slm"]["mixture"])
                 self.heard.append((question, mixture, told["choices"][0]["message"]["content"]))
                 break
-            else:
-                time.sleep(0.05)
+            time.sleep(0.05)
 
 
 def start_replica(folder, port: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "slm.cli.main", "serve", str(folder), "--port", str(port)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
-    )
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_ready(address: str) -> None:
@@ -79,6 +75,14 @@ def wait_for_task(address: str, name: str, is_there: bool) -> None:
     while (httpx2.get(f"{address}/v1/tasks/{name}").status_code == 200) != is_there:
         assert time.monotonic() < ends
         time.sleep(0.05)
+
+
+def wait_for_job(address: str, job_id: str) -> None:
+    ends = time.monotonic() + 400
+    while (card := httpx2.get(f"{address}/v1/jobs/{job_id}").json())["finished"] is None:
+        assert time.monotonic() < ends, card
+        time.sleep(0.2)
+    assert card["state"] == "succeeded", card
 
 
 def possible(folder, tiny_folder) -> set[tuple[str, tuple[tuple[str, float], ...], str]]:
@@ -110,7 +114,8 @@ def test_no_answer_is_mixed_up_or_lost_while_the_store_and_the_replicas_change(t
             clients = [Client([first, second], seed, is_over) for seed in range(6)]
             for client in clients:
                 client.start()
-            assert teach(first, "songs", rows, adapter=adapter).status_code == 202
+            job = teach(first, "songs", rows, adapter=adapter).json()
+            wait_for_job(first, job["id"])
             wait_for_task(second, "songs", True)
             allowed |= possible(folder, tiny_folder)
             replica.send_signal(signal.SIGKILL)

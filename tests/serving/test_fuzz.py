@@ -16,8 +16,8 @@ def test_no_generated_request_makes_the_server_fail(tmp_path, tiny_folder):
     model = make_store(tmp_path / "store", load(tiny_folder))
     # Adapters are off and teaching is on: both ways are taken.
     with serving(model, is_teaching=True, max_tokens=8, default_tokens=4) as address:
-        counts = fuzz(address, 300)
+        counts = fuzz(address, 200)
     statuses = {status for _, status in counts}
-    assert sum(counts.values()) > 150
+    assert sum(counts.values()) > 100
     assert {200, 400} <= statuses
     assert len({name for name, _ in counts}) > 12
