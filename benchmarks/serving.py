@@ -3,8 +3,9 @@
     python benchmarks/serving.py --data data --write
 
 Twenty tasks have keys from real texts, and random increments too small to change what is written much: what
-an increment says costs nothing, that it is there does. A server in a process of its own is asked by many clients
-at once, in blocks that alternate between `auto` and the frozen backbone, so that a busy machine slows both.
+an increment says costs nothing, that it is there does. A server in a process of its own is asked by many
+clients at once, in blocks that alternate between `auto` and the frozen backbone, so that a busy machine slows
+both.
 Prints, and with --write keeps in docs/results: tokens a second, time to the first token, wrong routes against
 the library, errors; the same for stores of few and of many tasks.
 """
@@ -292,8 +293,8 @@ def write(report: dict[str, object]) -> None:
         f"{report['tasks']} tasks mixed at random, answers of at most {report['max_tokens']} tokens, "
         f"{report['backbone']}, {report['threads']} threads on {report['cores']} cores (load "
         f"{report['load']:.1f} when it began). Keys are of real texts, increments random and small. Blocks "
-        "of routed and frozen requests alternate on one server, so their ratio holds on a busy machine; their "
-        "absolute figures do not.", "",
+        "of routed and frozen requests alternate on one server, so their ratio holds on a busy machine; "
+        "their absolute figures do not.", "",
         "| store | routed, tokens/s | frozen, tokens/s | ratio | p99 first token, ratio | wrong | errors |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
