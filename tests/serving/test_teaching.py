@@ -61,7 +61,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
     ],
 )  # fmt: skip
 def test_a_wrong_upload_is_refused_and_leaves_nothing(place, name, content, fields, status, message):
-    folder, address = place
+    _, address = place
     answer = teach(address, name, content, **dict(fields))
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]
@@ -98,7 +98,7 @@ def test_an_adapter_is_taken_over_while_serving_and_forgotten_again(place, tiny_
 
 
 def test_a_job_can_be_cancelled_and_the_store_is_as_it_was(place):
-    folder, address = place
+    _, address = place
     job = teach(address, "never", ROWS, num_epochs="1000").json()
     cancelled = httpx2.delete(f"{address}/v1/jobs/{job['id']}", timeout=60)
     assert cancelled.status_code == 200
