@@ -11,12 +11,13 @@ import pytest
 
 from slm.serving.keys import add_key
 from tests.serving.conftest import fresh_model, serving
-from tests.serving.stores import FRENCH, OUTSIDE, SUM
+from tests.serving.stores import FRENCH, SUM
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 PATIENCE_MS = 60_000
+OUTSIDE = 20 * "!?"
 RUNNING = ".answer-text.running"
 
 Open = Callable[..., "playwright.Page"]
@@ -32,11 +33,16 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Open]:
-    """Opens pages whose every complaint, of the content policy say, fails the test."""
+    """Opens pages whose every complaint, of the content policy say, fails the test.
+
+    That a key is wanted, or not meant for teaching, is no fault of the page.
+    """
     contexts, complaints = [], []
 
     def note(message) -> None:
-        if message.type in ("error", "warning") and "status of 401" not in message.text:
+        if message.type in ("error", "warning") and not any(
+            f"status of {code}" in message.text for code in (401, 403)
+        ):
             complaints.append(message.text)
 
     def make(address: str, width: int = 1280, scheme: str = "light"):
@@ -171,7 +177,7 @@ def test_a_dropped_file_is_learned_before_one_s_eyes_and_forgotten_again(
         assert page.inner_text("#teach [role=alert]").startswith("Line 2 has word:")
         choose(page, right)
         assert page.inner_text(".preview li:nth-child(2) .preview-answer") == "<b>long</b>"
-        page.fill("input[placeholder='as set']", "1")
+        page.fill(".confirm input[type=number]", "1")
         page.click("text=Teach it")
         page.wait_for_selector(".job progress")
         page.wait_for_selector(".job.succeeded")
