@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from slm.backbone.backbone import Backbone
-from slm.config import Config, RetrievalConfig
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.config import BackboneConfig, Config, RetrievalConfig
 from slm.increments.increment import Increment, LowRankPair
 from slm.learning.learner import prepare
 from slm.model import ScalableLM
@@ -52,7 +52,12 @@ def increments(model: ScalableLM, seed: int, scale: float = 0.3) -> Increment:
 def commit(model: ScalableLM, task: Task, seed: int) -> None:
     """Store a task with the keys of its examples and a random increment."""
     keys = prepare(model, task, model.config.learning).keys
-    knowledge = TaskKnowledge(keys, (increments(model, seed),) * (int(keys.increments.max()) + 1))
+    head = None
+    if model.backbone.kind is BackboneKind.ENCODER:
+        draw = torch.Generator().manual_seed(seed)
+        size = len(task.labels), model.backbone.num_channels
+        head = {"weight": torch.randn(size, generator=draw), "bias": torch.zeros(size[0])}
+    knowledge = TaskKnowledge(keys, (increments(model, seed),) * (int(keys.increments.max()) + 1), head)
     model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge)
 
 
@@ -60,13 +65,9 @@ def make_store(folder: Path, backbone: Backbone, num_passes: int = 2) -> Scalabl
     """A store of the four small tasks."""
     layers = (1,) if num_passes == 1 else None
     retrieval = RetrievalConfig(num_passes=num_passes, layers=layers)
-    model = ScalableLM.create(folder, backbone, Config(backbone=_config(), retrieval=retrieval))
-    for seed, task in enumerate(small_tasks()):
+    loading = BackboneConfig(dtype="float32", device="cpu", max_tokens=96)
+    model = ScalableLM.create(folder, backbone, Config(backbone=loading, retrieval=retrieval))
+    is_encoder = backbone.kind is BackboneKind.ENCODER
+    for seed, task in enumerate(small_tasks()[: 2 if is_encoder else 4]):
         commit(model, task, seed)
     return model
-
-
-def _config():
-    from slm.config import BackboneConfig
-
-    return BackboneConfig(dtype="float32", device="cpu", max_tokens=96)

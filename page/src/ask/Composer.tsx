@@ -2,7 +2,7 @@ import { useRef, useState } from "preact/hooks";
 import { ask, isAnswering, stop, type Options } from "../state/asks";
 import { backbone, forcedTask, models } from "../state/store";
 
-const DEFAULTS: Options = { model: "auto", maxTokens: 128, temperature: 0 };
+const DEFAULTS: Options = { model: "auto", maxTokens: null, temperature: 0 };
 
 export function Composer() {
   const [question, setQuestion] = useState("");
@@ -105,10 +105,11 @@ function MoreOptions({ options, choose }: ChoiceProps) {
             type="number"
             min={1}
             max={2048}
-            value={options.maxTokens}
+            placeholder="as set"
+            value={options.maxTokens ?? ""}
             onChange={(event) => {
-              const wanted = Math.round(event.currentTarget.valueAsNumber) || DEFAULTS.maxTokens;
-              choose({ ...options, maxTokens: Math.min(Math.max(wanted, 1), 2048) });
+              const wanted = Math.round(event.currentTarget.valueAsNumber);
+              choose({ ...options, maxTokens: wanted ? Math.min(Math.max(wanted, 1), 2048) : null });
             }}
           />
         </label>

@@ -25,7 +25,8 @@ export interface Asked {
 
 export interface Options {
   model: string;
-  maxTokens: number;
+  /** Longest answer; null leaves it to the server. */
+  maxTokens: number | null;
   temperature: number;
 }
 
@@ -95,7 +96,7 @@ async function answer(number: number, question: string, options: Options, signal
     json: {
       model: options.model,
       messages: [{ role: "user", content: question }],
-      max_tokens: options.maxTokens,
+      ...(options.maxTokens === null ? {} : { max_tokens: options.maxTokens }),
       temperature: options.temperature,
       stream: true,
     },

@@ -151,6 +151,11 @@ class Desk:
             raise Refused(400, text, "too_many_inputs", param)
         return await asyncio.to_thread(self._tokenize, prompts, wish or Wish(), param)
 
+    def note_prompts(self, request: Request, prompts: Sequence[Any]) -> None:
+        """Put prompts into the log's line of a request, where that was asked for."""
+        if self.settings.is_logging_prompts:
+            request.state.noted = {"prompts": list(prompts)}
+
     async def collect(
         self, request: Request, listener: Listener
     ) -> tuple[Decided, list[Piece], list[Finished]]:

@@ -25,6 +25,7 @@ def completion_router(desk: Desk) -> APIRouter:
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation from the knowledge it needs."""
         wish = body.wish_for(body.stream)
+        desk.note_prompts(request, [body.prompt])
         listeners = await desk.submit([body.prompt], body.model, wish, "messages")
         head = _head("chatcmpl", "chat.completion", body.model)
         if body.stream:
@@ -35,6 +36,7 @@ def completion_router(desk: Desk) -> APIRouter:
     async def complete(request: Request, body: CompletionRequest) -> Response:
         """Answer one prompt or several, each from the knowledge it needs."""
         wish = body.wish_for(body.stream)
+        desk.note_prompts(request, body.prompts)
         listeners = await desk.submit(body.prompts, body.model, wish, "prompt")
         head = _head("cmpl", "text_completion", body.model)
         if body.stream:

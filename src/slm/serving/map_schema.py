@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST_POINTS = 64
+MOST_POINTS = 32
 """Texts that one request may place on the map."""
 LONGEST_TEXT = 32_768
 """Characters of one such text."""

@@ -24,8 +24,8 @@ from slm.serving.map_schema import (
     TaskEvaluation,
 )
 
-MOST_CONFUSED_TASKS = 64
-"""Tasks up to which the implied confusion is computed: a matrix of more is no picture, and takes minutes."""
+MOST_MEASURED_TASKS = 64
+"""Tasks up to which ellipses and implied confusion are computed: both read a few megabytes of every task."""
 ABSTAINED = "no task"
 """The column of refused rows."""
 
@@ -93,7 +93,8 @@ def _draw(known: Knowledge, chart: Chart | None) -> KnowledgeMap:
     if known.retriever is None or chart is None:
         return _empty(known.version)
     owners = [names[task] for task in known.retriever.scorer.tasks.tolist()]
-    ellipses = [_rounded(outline) for _, outline in chart.ellipses()] or [[] for _ in owners]
+    outlines = chart.ellipses() if len(names) <= MOST_MEASURED_TASKS else []
+    ellipses = [_rounded(outline) for _, outline in outlines] or [[] for _ in owners]
     places = _rounded(chart.key_places)
     cells, borders = chart.regions()
     return KnowledgeMap(
@@ -176,8 +177,8 @@ def _confuse(known: Knowledge) -> tuple[Confusion | None, str | None]:
     names = [record.name for record in known.records]
     if len(names) < 2 or known.retriever is None:
         return None, "confusion needs at least two tasks"
-    if len(names) > MOST_CONFUSED_TASKS:
-        return None, f"confusion is drawn of at most {MOST_CONFUSED_TASKS} tasks, the store has {len(names)}"
+    if len(names) > MOST_MEASURED_TASKS:
+        return None, f"confusion is drawn of at most {MOST_MEASURED_TASKS} tasks, the store has {len(names)}"
     shares = implied_confusion(known.retriever)
     if shares is None:
         return None, "the keys of this store keep no spread, so they imply no confusion"
