@@ -307,7 +307,7 @@ def test_standard_input_that_is_not_utf_8_is_refused(slm, store):
         (("ask", "s", "--qq"), "No such option: --qq: see slm ask --help"),
         (
             ("learn", "--tset"),
-            "No such option: --tset (Possible options: --seed, --test): see slm learn --help",
+            "No such option: --tset (Possible options: --seed, --start, --test): see slm learn --help",
         ),
         (("frobnicate",), "No such command 'frobnicate': see slm --help"),
         (("learn", "s", "name"), "Missing argument 'SOURCE': see slm learn --help"),

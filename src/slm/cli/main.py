@@ -6,28 +6,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
 import slm
-from slm.cli import (
-    ask,
-    bench,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    forget,
-    import_,
-    init,
-    key,
-    learn,
-    map_,
-    serve,
-    tasks,
-)
+from slm.cli import bench
 from slm.cli.output import print_failure
 from slm.cli.process import drop_output, set_up_process
 from slm.errors import SlmError
@@ -36,6 +22,8 @@ from slm.errors import SlmError
 _UsageError: Any = typer.BadParameter.__base__
 
 _INTERRUPTED = 130
+_COMMANDS = "init learn ask explain evaluate map_ tasks forget import_ export serve key doctor".split()
+"""A file each, in the order in which the help names them."""
 
 app = typer.Typer(
     help="A language model that keeps learning: teach it task after task, ask without naming them.",
@@ -44,21 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (
-    init,
-    learn,
-    ask,
-    explain,
-    evaluate,
-    map_,
-    tasks,
-    forget,
-    import_,
-    export,
-    serve,
-    key,
-    doctor,
-):
+for _module in map(import_module, (f"slm.cli.{name}" for name in _COMMANDS)):
     _name = _module.__name__.rpartition(".")[2]
     _epilog = "\n\n  ".join(("Examples:", *_module.EXAMPLES))
     app.command(_name.rstrip("_"), epilog=_epilog)(getattr(_module, _name))
