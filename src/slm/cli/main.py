@@ -22,8 +22,7 @@ from slm.errors import SlmError
 _UsageError: Any = typer.BadParameter.__base__
 
 _INTERRUPTED = 130
-_COMMANDS = "init learn ask explain evaluate map_ tasks forget import_ export serve key doctor".split()
-"""A file each, in the order in which the help names them."""
+_COMMANDS = "init learn ask explain evaluate map_ tasks forget import_ export serve key doctor".split()  # noqa: SIM905
 
 app = typer.Typer(
     help="A language model that keeps learning: teach it task after task, ask without naming them.",
@@ -32,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in map(import_module, (f"slm.cli.{name}" for name in _COMMANDS)):
-    _name = _module.__name__.rpartition(".")[2]
+for _name in _COMMANDS:
+    _module = import_module(f"slm.cli.{_name}")
     _epilog = "\n\n  ".join(("Examples:", *_module.EXAMPLES))
     app.command(_name.rstrip("_"), epilog=_epilog)(getattr(_module, _name))
 app.add_typer(bench.app, name="bench", epilog="\n\n  ".join(("Examples:", *bench.EXAMPLES)))
