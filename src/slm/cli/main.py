@@ -22,7 +22,6 @@ from slm.errors import SlmError
 _UsageError: Any = typer.BadParameter.__base__
 
 _INTERRUPTED = 130
-_COMMANDS = "init learn ask explain evaluate map_ tasks forget import_ export serve key doctor".split()  # noqa: SIM905
 
 app = typer.Typer(
     help="A language model that keeps learning: teach it task after task, ask without naming them.",
@@ -31,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name in _COMMANDS:
+for _name in "init learn ask explain evaluate map_ tasks forget import_ export serve key doctor".split():  # noqa: SIM905
     _module = import_module(f"slm.cli.{_name}")
     _epilog = "\n\n  ".join(("Examples:", *_module.EXAMPLES))
     app.command(_name.rstrip("_"), epilog=_epilog)(getattr(_module, _name))
