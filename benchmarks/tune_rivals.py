@@ -87,7 +87,7 @@ def measure(name: str, settings: Mapping[str, float], stream: Stream, setup: Set
 
 
 def table(results: Mapping[str, Any]) -> list[str]:
-    """Markdown of what was tried, the best value of each method in bold."""
+    """Markdown of what was tried, the best value of each method in bold once all are measured."""
     budget = results["budget"]
     lines = [
         "<!-- written by benchmarks/tune_rivals.py -->",
@@ -102,7 +102,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
     for name, (setting, values) in GRID.items():
         tried = results["methods"].get(name, {})
         known = {v: tried[f"{v:g}"]["average"] for v in values if f"{v:g}" in tried}
-        best = max(known.values(), default=None)
+        best = max(known.values()) if len(known) == len(values) else None  # no verdict before all are in
         cells = [
             f"**{v:g}: {100 * score:.1f}**" if score == best else f"{v:g}: {100 * score:.1f}"
             for v, score in known.items()

@@ -29,8 +29,14 @@ def tiny(tmp_path_factory):
     return find
 
 
+@pytest.fixture(scope="session")
+def learned_folder(tmp_path_factory):
+    """One folder of isolated knowledge for all tests that do not ask for their own."""
+    return tmp_path_factory.mktemp("learned")
+
+
 @pytest.fixture
-def setup(tiny, tmp_path_factory):
+def setup(tiny, tmp_path_factory, learned_folder):
     """Gives what a cell hands to a method."""
 
     def make(family="BERT", settings=None, learned=None, **learning):
@@ -46,7 +52,7 @@ def setup(tiny, tmp_path_factory):
             ),
             seed=0,
             scratch=root / "scratch",
-            learned=learned or root / "learned",
+            learned=learned or learned_folder,
             settings=settings or {},
             max_new_tokens=4,
         )

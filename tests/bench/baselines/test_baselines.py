@@ -78,11 +78,11 @@ def test_a_method_that_learns_gets_its_task_right(setup):
         ("progressive-prompts", {}),
     ):
         settings = {"learning_rate": 5e-3} if name == "sequential" else None
-        method = rival(name)(setup("BERT", settings, num_epochs=6, patience=6, **learning))
-        method.learn(colours(40))
-        questions = texts_of(colours(40))
+        method = rival(name)(setup("BERT", settings, num_epochs=12, patience=12, **learning))
+        method.learn(colours(60))
+        questions = texts_of(colours(60))
         answers = method.ask(questions, ["colours"] * len(questions) if method.needs_task_id else None)
-        right = [a.text == e.target for a, e in zip(answers, colours(40).test, strict=True)]
+        right = [a.text == e.target for a, e in zip(answers, colours(60).test, strict=True)]
         assert sum(right) >= 0.9 * len(right), name
 
 
