@@ -180,7 +180,8 @@ def test_a_dropped_file_is_learned_before_one_s_eyes_and_forgotten_again(
         page.fill(".confirm input[type=number]", "1")
         page.click("text=Teach it")
         page.wait_for_selector(".job progress")
-        page.wait_for_selector(".job.succeeded")
+        # The job is a process of its own, which has to load everything first.
+        page.wait_for_selector(".job.succeeded", timeout=4 * PATIENCE_MS)
         page.wait_for_selector("[aria-label='Forget rivers']")
         page.wait_for_selector(".key-label:has-text('rivers')")
         page.click("[aria-label='Forget rivers']")

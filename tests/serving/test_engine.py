@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from slm.model import ScalableLM
 from slm.serving.engine import Engine
@@ -140,6 +141,25 @@ def test_a_cancelled_request_leaves_and_the_others_go_on(pair):
     assert caller.engine.num_running == 0
 
 
+def test_queries_are_read_frozen_while_bent_rows_are_being_written(pair):
+    library, caller = pair
+    expected = library.queries([SUM, FRENCH])
+    found, events = [], queue.Queue()
+
+    def tell(event):
+        events.put(event)
+        if isinstance(event, Piece) and len(found) < 3:
+            model = caller.engine.model
+            found.append(caller.engine.call(lambda: model.queries([SUM, FRENCH])))
+
+    row = caller.engine.model.backbone.row(COOK, is_truncating=False, where="prompt")
+    caller.engine.submit(Asked(COOK, AUTO, None, Wish(max_tokens=40, is_streaming=True), tell, 60.0, row))
+    _, texts, _ = caller.hear(events)
+    assert texts[0] == library.ask(COOK, max_new_tokens=40)[0].text
+    for future in found:
+        torch.testing.assert_close(future.result(60), expected)
+
+
 def test_a_late_request_is_told_so(pair):
     _, caller = pair
     row = caller.engine.model.backbone.row(SUM, is_truncating=False, where="prompt")
@@ -172,8 +192,7 @@ def test_running_requests_keep_the_knowledge_they_were_given(tmp_path, tiny_fold
         if isinstance(event, Piece) and not begun.is_set():
             begun.set()
             # In the engine's own thread, so that the answer cannot end before.
-            record = model.store.forget("cooking")
-            model.supply.drop(record)
+            model.store.forget("cooking")
             engine.adopt(model.reader.newest())
 
     row = model.backbone.row(COOK, is_truncating=False, where="prompt")

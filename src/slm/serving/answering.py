@@ -145,8 +145,8 @@ class Desk:
         Raises:
             Refused: there are too many, or one is empty, too long, or no conversation.
         """
-        if len(prompts) > self.settings.max_inputs:
-            most = self.settings.max_inputs
+        most = min(self.settings.max_inputs, self.settings.max_queue)
+        if len(prompts) > most:
             text = f"{param} has {len(prompts)} texts, at most {most} are taken: send fewer"
             raise Refused(400, text, "too_many_inputs", param)
         return await asyncio.to_thread(self._tokenize, prompts, wish or Wish(), param)

@@ -68,15 +68,10 @@ class Server:
             await asyncio.to_thread(self._refresh)
 
     def _refresh(self) -> None:
-        model, before = self.engine.model, self.engine.knowledge
-        if model.store.version == before.version:
+        model = self.engine.model
+        if model.store.version == self.engine.knowledge.version:
             return
-        newest = model.reader.newest()
-        self.engine.adopt(newest)
-        kept = {record.commit_id for record in newest.records}
-        for record in before.records:
-            if record.commit_id not in kept:
-                model.supply.drop(record)
+        self.engine.adopt(model.reader.newest())
 
     async def watch(self) -> None:
         """Look at the store again and again: other processes teach and forget too."""

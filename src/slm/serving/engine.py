@@ -6,6 +6,7 @@ or forgets meanwhile. Prompts are read in bounded batches, so a long one delays 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -104,7 +105,12 @@ class Engine:
 
     def adopt(self, knowledge: Knowledge) -> None:
         """Answer from another snapshot from the next prompt on; what is running keeps its own."""
-        self.knowledge = knowledge
+        before, self.knowledge = self.knowledge, knowledge
+        kept = {record.commit_id for record in knowledge.records}
+        gone = [record for record in before.records if record.commit_id not in kept]
+        if gone:
+            with contextlib.suppress(Refused):  # a server that stops need not tidy up
+                self.call(lambda: [self.model.supply.drop(record) for record in gone])
 
     def drain(self, timeout_s: float) -> None:
         """Take nothing new, finish what is running, and stop; what is not done in time is refused."""
@@ -144,6 +150,7 @@ class Engine:
     def _turn(self) -> None:
         if self._calls:
             function, future = self._calls.popleft()
+            self._rows.release()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function())
@@ -160,15 +167,11 @@ class Engine:
     def _admit(self) -> list[Asked]:
         """The next requests whose prompts fit into one reading, in order of arrival."""
         admitted: list[Asked] = []
+        self._drop_dead()
         free = self.settings.max_rows - len(self._rows)
         budget = self.settings.prefill_tokens
         while self._queue:
             asked = self._queue[0]
-            if asked.is_cancelled or asked.is_late:
-                self._queue.popleft()
-                if asked.is_late:
-                    asked.tell(Failed(too_late(asked.deadline_s)))
-                continue
             # A prompt longer than the budget is read alone, else it would never be.
             has_budget = len(asked.row.prompt) <= budget or not admitted
             if asked.wish.num_answers > free or not has_budget:
@@ -177,6 +180,16 @@ class Engine:
             free -= asked.wish.num_answers
             admitted.append(self._queue.popleft())
         return admitted
+
+    def _drop_dead(self) -> None:
+        """Let go of requests that nobody waits for any more, and of those that are late."""
+        with self._wakes:
+            dead = [asked for asked in self._queue if asked.is_cancelled or asked.is_late]
+            if dead:
+                self._queue = deque(a for a in self._queue if not (a.is_cancelled or a.is_late))
+        for asked in dead:
+            if not asked.is_cancelled:
+                asked.tell(Failed(too_late(asked.deadline_s)))
 
     def _read(self, admitted: list[Asked]) -> None:
         try:

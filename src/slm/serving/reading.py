@@ -47,8 +47,7 @@ class Reading:
         routing = Routing(model, knowledge, asked, adapters)
         batch = backbone.batch([request.row for request in asked])
         texts = [words_of(request.prompt) for request in asked]
-        backbone.reparameterizer.release()
-        self._rows.forget_binding()
+        self._rows.release()
         if routing.needs_queries:
             with model.bending(batch, texts, routing.decide, is_two_pass=routing.needs_two_passes):
                 self._answer(asked, batch, routing)

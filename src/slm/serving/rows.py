@@ -50,8 +50,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def forget_binding(self) -> None:
-        """Something else was bound: bind anew before the next step."""
+    def release(self) -> None:
+        """Give the backbone back frozen, for something else to be computed before the next step."""
+        self._backbone.reparameterizer.release()
         self._is_bound = False
 
     def admit(self, asked: Asked, routing: Routing, row: int, start: Prefill, max_tokens: int) -> None:

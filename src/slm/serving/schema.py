@@ -200,5 +200,5 @@ class InputRequest(Wire):
 class AdapterRequest(Wire):
     """Body of ``/v1/load_lora_adapter`` and ``/v1/unload_lora_adapter``."""
 
-    lora_name: Annotated[str, Field(min_length=1, max_length=200)]
+    lora_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=:/-]{0,299}$")]
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
