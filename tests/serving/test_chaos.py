@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import socket
@@ -13,12 +12,11 @@ import time
 
 import httpx2
 
-from slm.exchange import export_tasks
 from slm.model import ScalableLM
+from slm.tasks import Task
 from tests.backbone.families import load
 from tests.serving.conftest import serving
-from tests.serving.stores import COOK, COOKING, FRENCH, GOOD, SUM, make_store
-from tests.serving.test_teaching import teach, zipped
+from tests.serving.stores import COOK, COOKING, FRENCH, GOOD, SUM, commit, make_store
 
 STEADY = [FRENCH, GOOD, SUM, "what is 5 plus 5?"]
 SONGS = [f"sing the song number {n} of the sea" for n in range(12)]
@@ -51,7 +49,7 @@ class Client(threading.Thread):
                 mixture = tuple((part["task"], round(part["weight"], 4)) for part in told["slm"]["mixture"])
                 self.heard.append((question, mixture, told["choices"][0]["message"]["content"]))
                 break
-            time.sleep(0.05)
+            time.sleep(0.2)
 
 
 def start_replica(folder, port: int) -> subprocess.Popen:
@@ -77,14 +75,6 @@ def wait_for_task(address: str, name: str, is_there: bool) -> None:
         time.sleep(0.05)
 
 
-def wait_for_job(address: str, job_id: str) -> None:
-    ends = time.monotonic() + 400
-    while (card := httpx2.get(f"{address}/v1/jobs/{job_id}").json())["finished"] is None:
-        assert time.monotonic() < ends, card
-        time.sleep(0.2)
-    assert card["state"] == "succeeded", card
-
-
 def possible(folder, tiny_folder) -> set[tuple[str, tuple[tuple[str, float], ...], str]]:
     """What the library says of every question with the store as it is."""
     library = ScalableLM.open(folder, load(tiny_folder))
@@ -99,9 +89,7 @@ def possible(folder, tiny_folder) -> set[tuple[str, tuple[tuple[str, float], ...
 def test_no_answer_is_mixed_up_or_lost_while_the_store_and_the_replicas_change(tmp_path, tiny_folder):
     folder = tmp_path / "store"
     model = make_store(folder, load(tiny_folder))
-    export_tasks(model.backbone, model.store, "sums", tmp_path / "adapter", False)
-    adapter = zipped({p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir() if p.suffix != ".md"})
-    rows = b"".join(json.dumps({"prompt": q, "completion": "la"}).encode() + b"\n" for q in SONGS)
+    songs = Task.from_rows("songs", [{"prompt": text, "completion": "la"} for text in SONGS])
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -111,11 +99,12 @@ def test_no_answer_is_mixed_up_or_lost_while_the_store_and_the_replicas_change(t
     try:
         with serving(model, is_teaching=True) as first:
             wait_ready(second)
-            clients = [Client([first, second], seed, is_over) for seed in range(6)]
+            clients = [Client([first, second], seed, is_over) for seed in range(4)]
             for client in clients:
                 client.start()
-            job = teach(first, "songs", rows, adapter=adapter).json()
-            wait_for_job(first, job["id"])
+            # What a job's process does last; the job itself is tested in test_teaching.
+            commit(ScalableLM.open(folder, load(tiny_folder)), songs, 7)
+            wait_for_task(first, "songs", True)
             wait_for_task(second, "songs", True)
             allowed |= possible(folder, tiny_folder)
             replica.send_signal(signal.SIGKILL)
@@ -140,4 +129,4 @@ def test_no_answer_is_mixed_up_or_lost_while_the_store_and_the_replicas_change(t
     assert strange == []
     assert any("songs" in dict(mixture) for _, mixture, _ in heard)
     assert any("cooking" in dict(mixture) for _, mixture, _ in heard)
-    assert len(heard) > 50
+    assert len(heard) > 20

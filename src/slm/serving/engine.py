@@ -108,14 +108,13 @@ class Engine:
         before, self.knowledge = self.knowledge, knowledge
         kept = {record.commit_id for record in knowledge.records}
         gone = [record for record in before.records if record.commit_id not in kept]
-
-        def tidy() -> None:
-            for record in gone:
-                self.model.supply.drop(record)
-
         if gone:
             with contextlib.suppress(Refused):  # a server that stops need not tidy up
-                self.call(tidy)
+                self.call(lambda: self._forget(gone))
+
+    def _forget(self, gone: list[TaskRecord]) -> None:
+        for record in gone:
+            self.model.supply.drop(record)
 
     def drain(self, timeout_s: float) -> None:
         """Take nothing new, finish what is running, and stop; what is not done in time is refused."""
