@@ -115,8 +115,10 @@ def test_a_defect_is_one_line_that_says_how_to_see_more(slm, store, monkeypatch)
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal")
 def test_an_interrupt_from_outside_ends_the_process_with_130():
+    # A shell that runs the tests in the background has its processes ignore interrupts.
     code = (
-        "import sys; from slm.cli.main import main; print('ready', flush=True); sys.exit(main(['ask', 's']))"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from slm.cli.main import main; print('ready', flush=True); sys.exit(main(['ask', 's']))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", code], **pipes)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.store.sums import Snapshots, sum_exactly
@@ -17,6 +17,7 @@ def _sum(rows):
     return sum_exactly(lambda: tensors)
 
 
+@settings(deadline=None)
 @given(COLUMNS)
 def test_a_sum_is_the_exact_sum_rounded_once(rows):
     high, low, _ = _sum(rows)
@@ -24,6 +25,7 @@ def test_a_sum_is_the_exact_sum_rounded_once(rows):
     assert high.dtype == low.dtype == torch.float64
 
 
+@settings(deadline=None)
 @given(COLUMNS, st.randoms())
 def test_a_sum_does_not_depend_on_the_order(rows, random):
     shuffled = random.sample(rows, len(rows))
@@ -41,6 +43,7 @@ def test_no_addend_gives_an_empty_sum():
     assert (high.shape, low.shape, is_exact) == ((0,), (0,), True)
 
 
+@settings(deadline=None)
 @given(COLUMNS, st.tuples(FLOATS, FLOATS, FLOATS))
 def test_taking_away_what_came_gives_back_the_same_bits(tmp_path_factory, rows, newcomer):
     snapshots = Snapshots(tmp_path_factory.mktemp("pooled"))

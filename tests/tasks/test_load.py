@@ -158,7 +158,7 @@ def test_a_data_set_gives_the_names_of_its_labels(monkeypatch):
         "test": datasets.Dataset.from_dict({"text": ["c"], "label": [1]}, features=features),
         "unlabelled": datasets.Dataset.from_dict({"text": ["c"], "label": [-1]}, features=features),
     }
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: parts[split])
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, _, split: parts[split])
     task = Task.load("t", "owner/films", test="owner/films")
     assert task.examples == (Example("a", "pos"), Example("b", "neg"))
     assert task.test == (Example("c", "pos"),)
@@ -172,7 +172,7 @@ def test_a_data_set_gives_the_names_of_its_labels(monkeypatch):
 def test_a_data_set_that_cannot_be_loaded_is_refused_on_one_line(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def fail(source, split):
+    def fail(source, _, split):
         raise ConnectionError(f"no route to {source}\nwith details")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
