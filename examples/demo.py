@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from slm import Answer, Config, ScalableLM, Stream, Task
-from slm.bench.baselines.sequential import SequentialConfig, SequentialFineTuning
+from slm.bench.baselines.sequential import SequentialFineTuning
 from slm.bench.report import Panel, plot_matrices
+from slm.bench.rival import Setup
 from slm.bench.run import Learner, run_stream
 from slm.config import BackboneConfig, LearningConfig
 from slm.evaluation.metrics import average, forgetting
@@ -63,8 +64,17 @@ def first_act(folder: Path) -> None:
     )
     console.rule("[bold]1. MiniLM learns four tasks, one after another")
     model = ScalableLM.create(folder / "minilm", "minilm", settings(NUM_EPOCHS))
-    ours = follow("slm", model, stream, lambda: f"{len(model.tasks)} tasks in the store")
-    rival = SequentialFineTuning("minilm", settings(NUM_EPOCHS), SequentialConfig(num_epochs=NUM_EPOCHS - 1))
+    ours = follow("slm", model, stream, lambda: f"{len(model.tasks)} tasks in the store", is_truncating=True)
+    rival = SequentialFineTuning(
+        Setup(
+            backbone=model.backbone,
+            config=settings(NUM_EPOCHS - 1),
+            seed=0,
+            scratch=folder,
+            learned=folder,
+            settings={},
+        )
+    )
     theirs = follow("sequential fine-tuning", rival, stream, lambda: "one set of weights")
     for title, scores in (("slm", ours), ("sequential fine-tuning", theirs)):
         show_matrix(title, stream.names, scores)
@@ -78,7 +88,7 @@ def first_act(folder: Path) -> None:
 
 
 def follow(
-    title: str, learner: Learner, stream: Stream, state: Callable[[], str]
+    title: str, learner: Learner, stream: Stream, state: Callable[[], str], **options: bool
 ) -> list[list[float | None]]:
     """Teach the stream, asking shuffled mixed batches after each task, and say how long it took."""
     begun = time.perf_counter()
@@ -87,7 +97,7 @@ def follow(
         spent = time.perf_counter() - begun
         console.print(f"  {title}: {task.name} learned and everything asked again, {spent:.0f} s, {state()}")
 
-    return run_stream(learner, stream, limit=NUM_TEST, on_learned=learned, is_truncating=True)
+    return run_stream(learner, stream, limit=NUM_TEST, on_learned=learned, **options)
 
 
 def second_act(folder: Path) -> None:
