@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from jaxtyping import Float
 from torch import Tensor
 
 from slm.backbone.backbone import BackboneKind
 from slm.config import LearningConfig, RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.learning.trainer import Learnable, TrainingRow, fit, validation_score
-from slm.learning.transfer import begin_from, choose_start
+from slm.learning.transfer import Start, begin_from, choose_start
 from slm.model import ScalableLM
 from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
@@ -104,13 +105,7 @@ def learn_task(
     check_learnable(model, task)
     rows = training_rows(model, task, task.examples, config)
     prepared = prepare(model, task, config)
-    weights = prepared.weights.tolist()
-    rows = [dataclasses.replace(row, weights=tuple(own)) for row, own in zip(rows, weights, strict=True)]
-
-    held = {id(example) for example in task.split(config.validation_share, config.seed)[1]}
-    is_held = [id(example) in held for example in task.examples]
-    train = [row for row, out in zip(rows, is_held, strict=True) if not out]
-    validation = [row for row, out in zip(rows, is_held, strict=True) if out]
+    train, validation, queries = _split(task, rows, prepared, config)
     learnable = Learnable(
         model.backbone,
         model.targets,
@@ -119,35 +114,20 @@ def learn_task(
         len(task.labels),
         prepared.weights.shape[1],
     )
-    start = None
-    if config.start == "retrieved":
-        own = prepared.queries[[not out for out in is_held]]
-        start = choose_start(model, own, train, len(task.labels))
-        if start.increment is not None and start.probe is not None:
-            begin_from(learnable, start.increment, start.probe)
+    start = _begin(model, task, learnable, queries, train) if config.start == "retrieved" else None
     started = start.as_metadata() if start else {}
     apart = _with_own_checkpoints(model, task, config, started)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}", on_step)
     score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
-
-    processes = PartialState()
-    if processes.is_main_process:
-        model.store.commit(
-            task.name,
-            task.kind.value,
-            task.labels,
-            len(rows),
-            TaskKnowledge(prepared.keys, learnable.increments(), learnable.head_tensors()),
-            # Nothing here may vary from run to run: the same seed gives the same bytes.
-            {
-                "learning": _knowledge_settings(config),
-                "validation_score": score,
-                "num_epochs": result.num_epochs,
-                **started,
-                **({"key_history": dataclasses.asdict(prepared.history)} if prepared.history else {}),
-            },
-        )
-    processes.wait_for_everyone()
+    # Nothing here may vary from run to run: the same seed gives the same bytes.
+    metadata = {
+        "learning": _knowledge_settings(config),
+        "validation_score": score,
+        "num_epochs": result.num_epochs,
+        **started,
+        **({"key_history": dataclasses.asdict(prepared.history)} if prepared.history else {}),
+    }
+    _commit(model, task, prepared.keys, learnable, metadata)
     is_encoder = model.backbone.kind is BackboneKind.ENCODER
     return LearningReport(
         task=task.name,
@@ -162,6 +142,49 @@ def learn_task(
         key_history=prepared.history,
         started_from=start.sources if start else {},
     )
+
+
+def _split(
+    task: Task, rows: Sequence[TrainingRow], prepared: Prepared, config: LearningConfig
+) -> tuple[list[TrainingRow], list[TrainingRow], Float[Tensor, "B C"]]:
+    """Rows that are learned from, rows that stop it early, and the queries, (B, C), of the former."""
+    held = {id(example) for example in task.split(config.validation_share, config.seed)[1]}
+    train: list[TrainingRow] = []
+    validation: list[TrainingRow] = []
+    learned_from = []
+    for i, (row, example) in enumerate(zip(rows, task.examples, strict=True)):
+        weighted = dataclasses.replace(row, weights=tuple(prepared.weights[i].tolist()))
+        if id(example) in held:
+            validation.append(weighted)
+        else:
+            train.append(weighted)
+            learned_from.append(i)
+    return train, validation, prepared.queries[learned_from]
+
+
+def _begin(
+    model: ScalableLM,
+    task: Task,
+    learnable: Learnable,
+    queries: Float[Tensor, "B C"],
+    rows: Sequence[TrainingRow],
+) -> Start:
+    """Start new increments from earlier ones where the task's own rows say that this helps."""
+    start = choose_start(model, queries, rows, len(task.labels))
+    if start.increment is not None and start.probe is not None:
+        begin_from(learnable, start.increment, start.probe)
+    return start
+
+
+def _commit(
+    model: ScalableLM, task: Task, keys: TaskKeys, learnable: Learnable, metadata: Mapping[str, Any]
+) -> None:
+    """Make all of a task visible in one step, by one of the processes that learned it (step 3)."""
+    processes = PartialState()
+    if processes.is_main_process:
+        knowledge = TaskKnowledge(keys, learnable.increments(), learnable.head_tensors())
+        model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge, metadata)
+    processes.wait_for_everyone()
 
 
 def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
