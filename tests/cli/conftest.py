@@ -77,6 +77,7 @@ def quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name, value in process._QUIET.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GOMP_SPINCOUNT", process._SPINS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("SLM_DEBUG", raising=False)
 

@@ -55,6 +55,20 @@ def test_help_loads_no_torch():
         assert done.returncode == (2 if arguments == ["no-such-command"] else 0), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["by default", "a count of the user's", "a policy of the user's"],
+)
+def test_waiting_threads_let_other_processes_have_the_cores(slm, monkeypatch, chosen, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    slm("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 @pytest.mark.parametrize("module", COMMANDS, ids=name_of)
 def test_every_help_page_shows_its_two_examples_and_json(slm, module, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
