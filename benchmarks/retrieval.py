@@ -31,19 +31,23 @@ from retrieval_routing import (
     RATES,
     Splits,
     abstention,
+    all_rows_routing,
     alternatives,
     keys_of,
     reliability,
     routing,
 )
 from retrieval_tables import tables
+from torch import Tensor
 from tqdm import tqdm
 
 from slm import Config, ScalableLM, Stream
 from slm.bench.calibration import plot_abstention
 from slm.bench.cosine_ablations import ablations
 from slm.config import BackboneConfig, RetrievalConfig
+from slm.retrieval.background import Background, background_texts, learn_background
 from slm.retrieval.features import query_parts, settle_reading
+from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import STRETCHES
 
 
@@ -85,7 +89,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--parts", default="routing,learned,reading", help="which parts to run")
+    parser.add_argument(
+        "--parts", default="routing,all-rows,abstention,learned,reading", help="which parts to run"
+    )
     parser.add_argument("--readings", default=",".join(r.name for r in READINGS))
     parser.add_argument("--train", type=int, default=500, help="training rows per task")
     parser.add_argument("--test", type=int, default=200, help="test rows per task")
@@ -95,17 +101,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_queries(readings: Sequence[Reading], stream: Stream) -> dict[str, Splits]:
-    """Training and test queries of every task, for several readings of one backbone from one pass."""
+def read_queries(readings: Sequence[Reading], stream: Stream) -> dict[str, tuple[Splits, Background]]:
+    """Queries of every task and the background, for several readings of one backbone, from one pass."""
     backbone = readings[0].backbone
     config = Config(backbone=BackboneConfig(max_tokens=128), retrieval=readings[0].retrieval)
     with tempfile.TemporaryDirectory() as folder:
         model = ScalableLM.create(Path(folder) / "store", backbone, config)
         own = {r.name: query_parts(r.retrieval, model.backbone.num_layers) for r in readings}
-        model.parts = tuple(sorted({part for parts in own.values() for part in parts}))
+        read = model.extractor.parts = tuple(sorted({part for parts in own.values() for part in parts}))
         width = model.backbone.num_channels
         places = {
-            name: torch.cat([torch.arange(width) + width * model.parts.index(part) for part in parts])
+            name: torch.cat([torch.arange(width) + width * read.index(part) for part in parts])
             for name, parts in own.items()
         }
         found: dict[str, dict[str, Any]] = {reading.name: {} for reading in readings}
@@ -116,30 +122,26 @@ def read_queries(readings: Sequence[Reading], stream: Stream) -> dict[str, Split
             ]
             for name, columns in places.items():
                 found[name][task.name] = tuple(queries[:, columns] for queries in both)
-        return found
+        texts = background_texts()
+        queries = model.queries(texts, is_truncating=True)
+        return {name: (splits, learn_background(queries[:, places[name]])) for name, splits in found.items()}
 
 
-def all_queries(wanted: Sequence[Reading], stream: Stream) -> Iterator[tuple[Reading, Splits]]:
-    """Every reading with its queries, one backbone after the other."""
+def all_queries(wanted: Sequence[Reading], stream: Stream) -> Iterator[tuple[Reading, Splits, Background]]:
+    """Every reading with its queries and background, one backbone after the other."""
     for backbone in dict.fromkeys(reading.backbone for reading in wanted):
         own = [reading for reading in wanted if reading.backbone == backbone]
         found = read_queries(own, stream)
         for reading in own:
-            yield reading, found[reading.name]
+            yield reading, *found[reading.name]
 
 
-def measure_reading(
+def measure_routing(
     reading: Reading, splits: Splits, stream: Stream, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Everything about one way to read the query."""
+    """Where rows go, read one way, with this router and others, and whether weights are honest."""
     keys = {name: keys_of(train) for name, (train, _) in splits.items()}
-    pooling = settle_reading(reading.retrieval, DEPTHS[reading.backbone]).pooling or ""
-    stretch = STRETCHES.get(pooling, 1.0)
-    stretched = {n: dataclasses.replace(k, scales=k.scales * stretch) for n, k in keys.items()}
-    found: dict[str, Any] = {
-        "routing": routing(splits, keys),
-        "abstention": abstention(splits, stretched, args.seed, reading.is_whole),
-    }
+    found: dict[str, Any] = {"routing": routing(splits, keys)}
     if not reading.is_whole:
         return found
     labels = {task.name: [e.target or "" for e in task.examples] for task in stream}
@@ -149,14 +151,27 @@ def measure_reading(
     found["cosine"] = [
         dataclasses.asdict(row) for row in ablations(long, top_k=4 if reading.backbone == "minilm" else 2)
     ]
-    plot_abstention(
-        RATES,
-        found["abstention"]["false refusals"],
-        found["abstention"]["strangers let in"],
-        args.out / f"abstention_{reading.name}.png",
-        is_rate=True,
-    )
     return found
+
+
+def measure_abstention(
+    reading: Reading, splits: Splits, background: Background, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Who is refused, read one way."""
+    pooling = settle_reading(reading.retrieval, DEPTHS[reading.backbone]).pooling or ""
+    stretch = STRETCHES.get(pooling, 1.0)
+    keys = {n: learned_keys(train, stretch) for n, (train, _) in splits.items()}
+    found = abstention(splits, keys, background, args.seed, reading.is_whole)
+    if reading.is_whole:
+        file = args.out / f"abstention_{reading.name}.png"
+        plot_abstention(RATES, found["false refusals"], found["strangers let in"], file, is_rate=True)
+    return found
+
+
+def learned_keys(train: Tensor, stretch: float) -> TaskKeys:
+    """Gaussian keys of one task whose requests are expected farther away by a factor."""
+    keys = keys_of(train)
+    return dataclasses.replace(keys, scales=keys.scales * stretch)
 
 
 def main() -> None:
@@ -174,15 +189,39 @@ def main() -> None:
     if "reading" in parts:
         results["reading cost"] = reading_cost()
         keep()
-    if "routing" in parts:
+    asked = {"routing", "abstention"} & set(parts)
+    if asked:
         names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
         stream = Stream.load(args.data, names, limit=args.train, test_limit=args.test, seed=args.seed)
         known = results.setdefault("readings", {})
-        wanted = [r for r in READINGS if r.name in args.readings.split(",") and r.name not in known]
-        for reading, splits in all_queries(wanted, stream):
+        wanted = [
+            reading
+            for reading in READINGS
+            if reading.name in args.readings.split(",") and not asked <= known.get(reading.name, {}).keys()
+        ]
+        for reading, splits, background in all_queries(wanted, stream):
             begun = time.perf_counter()
-            results["readings"][reading.name] = measure_reading(reading, splits, stream, args)
+            found = known.setdefault(reading.name, {})
+            if "routing" in asked - found.keys():
+                found |= measure_routing(reading, splits, stream, args)
+            if "abstention" in asked - found.keys():
+                found["abstention"] = measure_abstention(reading, splits, background, args)
             print(f"{reading.name}: {time.perf_counter() - begun:.0f} s", flush=True)
+            keep()
+    if "all-rows" in parts:
+        names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
+        whole = Stream.load(args.data, names, test_limit=args.test, seed=args.seed)
+        known = results.setdefault("readings", {})
+        wanted = [
+            reading
+            for reading in READINGS
+            if reading.name in args.readings.split(",")
+            and reading.is_whole
+            and "all rows" not in known.get(reading.name, {})
+        ]
+        for reading, splits, _ in all_queries(wanted, whole):
+            own = all_rows_routing(splits)
+            known.setdefault(reading.name, {})["all rows"] = own
             keep()
     if "learned" in parts:
         long = Stream.load(

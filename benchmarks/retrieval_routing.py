@@ -14,6 +14,7 @@ from torch import Tensor
 from slm.bench.calibration import plot_reliability
 from slm.config import RetrievalConfig
 from slm.evaluation.metrics import auroc, expected_calibration_error
+from slm.retrieval.background import Background
 from slm.retrieval.keys import TaskKeys, cluster, learn_keys
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.scoring import GaussianScorer
@@ -27,7 +28,8 @@ TWINS = ("mnli", "rte", "cb")
 """Three sets of one task, inference between two sentences, with shared labels."""
 RATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
-SIZES = (2, 5, 10)
+SIZES = (1, 2, 5, 10)
+STATED = (0.01, 0.001)
 
 Splits = Mapping[str, tuple[Tensor, Tensor]]
 """Task -> its training queries (B, C) and its test queries (B', C)."""
@@ -47,10 +49,12 @@ def label_keys(queries: Tensor, labels: Sequence[str]) -> TaskKeys:
     return learn_keys(queries, torch.tensor(places))
 
 
-def retriever_of(keys: Sequence[TaskKeys], **settings: Any) -> Retriever:
+def retriever_of(
+    keys: Sequence[TaskKeys], background: Background | None = None, **settings: Any
+) -> Retriever:
     """A gaussian retriever over these tasks."""
     total = sum((k.scatter.double() for k in keys), torch.zeros(1, dtype=torch.float64))
-    return Retriever(keys, total, RetrievalConfig(**settings))
+    return Retriever(keys, total, RetrievalConfig(**settings), background=background)
 
 
 def misrouting(splits: Splits, keys: Keys) -> tuple[float, dict[str, dict[str, int]]]:
@@ -87,6 +91,16 @@ def routing(splits: Splits, keys: Keys) -> dict[str, Any]:
             found["confusions"] = confusions
     found["22, 16 examples"] = misrouting(splits, few)[0]
     return found
+
+
+def all_rows_routing(splits: Splits) -> dict[str, Any]:
+    """Misrouting of the gaussian form over three sets of tasks, and how many training rows it had."""
+    keys = {name: keys_of(train) for name, (train, _) in splits.items()}
+    found = {
+        title: misrouting(splits, {n: keys[n] for n in names})[0]
+        for title, names in sets_of(list(splits)).items()
+    }
+    return {**found, "rows": [len(train) for train, _ in splits.values()]}
 
 
 def alternatives(splits: Splits, labels: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
@@ -145,9 +159,11 @@ def thirds(names: Sequence[str], seed: int) -> Iterator[tuple[list[str], list[st
 class Opened:
     """A store of some tasks, asked the test rows of all: how far they are, and who is refused at any rate."""
 
-    def __init__(self, splits: Splits, keys: Keys, inside: Sequence[str]) -> None:
+    def __init__(
+        self, splits: Splits, keys: Keys, inside: Sequence[str], background: Background | None = None
+    ) -> None:
         self._keys = [keys[name] for name in inside]
-        retriever = retriever_of(self._keys)
+        retriever = retriever_of(self._keys, background)
         assert isinstance(retriever.scorer, GaussianScorer)
         self._space = retriever.scorer.space
         found = {name: retriever(test) for name, (_, test) in splits.items()}
@@ -161,12 +177,14 @@ class Opened:
         return {name: float((self.distances[name] > limits[name]).double().mean()) for name in asked}
 
 
-def abstention(splits: Splits, keys: Keys, seed: int, is_whole: bool) -> dict[str, Any]:
+def abstention(
+    splits: Splits, keys: Keys, background: Background, seed: int, is_whole: bool
+) -> dict[str, Any]:
     """AUROC of the relative distance, a third of the tasks left out in turn; both errors at stated rates."""
     areas: dict[str, float] = {}
     errors: dict[float, list[tuple[float, float]]] = {rate: [] for rate in RATES}
     for inside, outside in thirds(list(splits), seed):
-        opened = Opened(splits, keys, inside)
+        opened = Opened(splits, keys, inside, background)
         own = [d for n in inside for d in opened.distances[n].tolist()]
         areas.update({n: auroc(opened.distances[n].tolist(), own) for n in outside})
         for rate in RATES if is_whole else ():
@@ -184,35 +202,50 @@ def abstention(splits: Splits, keys: Keys, seed: int, is_whole: bool) -> dict[st
             "rates": RATES,
             "false refusals": [statistics.mean(f for f, _ in errors[rate]) for rate in RATES],
             "strangers let in": [statistics.mean(s for _, s in errors[rate]) for rate in RATES],
-            "refusals by size": refusals_by_size(splits, keys, seed),
+            "by size": {
+                "with": errors_by_size(splits, keys, background, seed),
+                "without": errors_by_size(splits, keys, None, seed),
+            },
         }
     return found
 
 
-def refusals_by_size(splits: Splits, keys: Keys, seed: int) -> dict[str, Any]:
-    """Own rows refused by stores of several sizes; every task is in equally many, drawn three times."""
-    found = {}
+def errors_by_size(
+    splits: Splits, keys: Keys, background: Background | None, seed: int
+) -> list[dict[str, Any]]:
+    """Own rows refused, and strangers let in, by stores of several sizes.
+
+    Every task is in equally many stores, drawn three times. Strangers are the test rows of all tasks that are
+    not in the store, nor have a twin there.
+    """
+    found = []
     for size in (*SIZES, len(splits)):
-        shares: dict[float, dict[str, list[float]]] = {
-            rate: {n: [] for n in splits} for rate in (0.01, 0.001)
-        }
-        for draw in range(1 if size == len(splits) else 3):
+        refused: dict[float, dict[str, list[float]]] = {rate: {n: [] for n in splits} for rate in STATED}
+        let_in: dict[float, list[float]] = {rate: [] for rate in STATED}
+        for draw in range(1 if size in (1, len(splits)) else 3):
             names = sorted(splits)
             random.Random(seed + draw).shuffle(names)
             for start in range(0, len(names), size):
                 inside = [names[(start + i) % len(names)] for i in range(size)]  # the last wraps around
-                new = names[start : start + size]
-                opened = Opened({n: splits[n] for n in new}, keys, inside)
-                for rate, own in shares.items():
-                    for name, share in opened.refusals(rate, new).items():
-                        own[name].append(share)
-        for rate, own in shares.items():
-            means = {name: statistics.mean(values) for name, values in own.items()}
-            worst = max(means.items(), key=lambda item: item[1])
-            found[f"{size} tasks at {100 * rate:g}%"] = {
-                "mean": statistics.mean(means.values()),
-                "worst": worst,
-            }
+                has_twin = not set(TWINS).isdisjoint(inside)
+                strangers = [n for n in names if n not in inside and not (has_twin and n in TWINS)]
+                opened = Opened(splits, keys, inside, background)
+                for rate in STATED:
+                    shares = opened.refusals(rate, [*inside, *strangers])
+                    for name in names[start : start + size]:
+                        refused[rate][name].append(shares[name])
+                    let_in[rate] += [1 - shares[name] for name in strangers]
+        for rate in STATED:
+            means = {name: statistics.mean(values) for name, values in refused[rate].items()}
+            found.append(
+                {
+                    "tasks": size,
+                    "rate": rate,
+                    "refused": statistics.mean(means.values()),
+                    "worst": max(means.items(), key=lambda item: item[1]),
+                    "let in": statistics.mean(let_in[rate]) if let_in[rate] else None,
+                }
+            )
     return found
 
 

@@ -32,6 +32,14 @@ def routing_tables(results: Mapping[str, Any]) -> list[str]:
         for n, r in results.items()
     ]
     lines += table(("reading", "channels", "15 tasks", "22 tasks", "20 tasks", "22 tasks, 16 examples"), rows)
+    whole = {n: r["all rows"] for n, r in results.items() if "all rows" in r}
+    if whole:
+        sizes = sorted({count for own in whole.values() for count in own["rows"]})
+        lines += [f"The same with all training rows, {sizes[0]} to {sizes[-1]:,} a task."]
+        lines += table(
+            ("reading", "15 tasks", "22 tasks", "20 tasks"),
+            [[n, *(percent(own[s]) for s in ("15", "22", "20"))] for n, own in whole.items()],
+        )
     for name, found in results.items():
         if "alternatives" not in found:
             continue
@@ -73,17 +81,26 @@ def abstention_tables(results: Mapping[str, Any]) -> list[str]:
         twins = ", ".join(f"{t} {found['auroc'][t]:.2f}" for t in TWINS if t in found["auroc"])
         rows.append([name, f"{found['mean without twins']:.3f}", f"{worst} {area:.3f}", twins])
     lines += table(("reading", "mean without twins", "worst", "twins"), rows)
-    own = {name: found for name, found in own.items() if "refusals by size" in found}
-    lines += ["Own rows refused by stores of a size, at a stated rate (in brackets the worst task)."]
-    sizes = list(next(iter(own.values()))["refusals by size"])
-    rows = []
+    own = {name: found for name, found in own.items() if "by size" in found}
+    lines += [
+        "Stores of a size, at a stated rate of false refusals, with the background and without: own rows "
+        "refused (in brackets the worst task), and rows of tasks that are not in the store, nor have a twin "
+        "there, let in."
+    ]
     for name, found in own.items():
-        cells = [found["refusals by size"][s] for s in sizes]
-        rows.append(
-            [name, *(f"{percent(c['mean'])} ({c['worst'][0]} {percent(c['worst'][1], 1)})" for c in cells)]
-        )
-    lines += table(("reading", *sizes), rows)
-    lines += ["Strangers let in (tasks left out that have no twin) at a stated rate."]
+        rows = []
+        for one, bare in zip(found["by size"]["with"], found["by size"]["without"], strict=True):
+            cells = [
+                cell
+                for f in (one, bare)
+                for cell in (
+                    f"{percent(f['refused'])} ({f['worst'][0]} {percent(f['worst'][1], 1)})",
+                    "-" if f["let in"] is None else percent(f["let in"], 1),
+                )
+            ]
+            rows.append([f"{name}, {one['tasks']} at {100 * one['rate']:g}%", *cells])
+        lines += table(("store", "refused", "let in", "refused without", "let in without"), rows)
+    lines += ["Strangers let in, a third of the tasks left out in turn, at a stated rate."]
     lines += table(
         ("reading", *(f"{100 * r:g}%" for r in RATES)),
         [[n, *(percent(s, 1) for s in found["strangers let in"])] for n, found in own.items()],

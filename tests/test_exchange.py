@@ -113,6 +113,7 @@ def test_a_merged_mixture_names_its_tasks_by_weight(encoder):
 
 
 def test_while_merged_whatever_takes_the_frozen_weights_is_refused(encoder, languages, tmp_path):
+    other = ScalableLM.create(tmp_path / "other", encoder.backbone, encoder.config)
     encoder.merge("moods")
     try:
         for act in (
@@ -128,7 +129,11 @@ def test_while_merged_whatever_takes_the_frozen_weights_is_refused(encoder, lang
                 act()
         with pytest.raises(TaskError, match=r"task 'moods' is merged into the weights: unmerge before"):
             encoder.forget("moods")
-        other = ScalableLM.create(tmp_path / "other", encoder.backbone, encoder.config)
+        with pytest.raises(
+            BackboneError, match=r"a task is merged into backbone 'minilm': unmerge it before"
+        ):
+            ScalableLM.create(tmp_path / "new", encoder.backbone)
+        assert not (tmp_path / "new").exists()
         for stranger in (other, encoder.restricted(["moods"])):
             with pytest.raises(BackboneError, match=r"another model has merged a task into backbone"):
                 stranger.ask("a cold mess")
@@ -317,12 +322,12 @@ def test_an_adapter_that_peft_trained_is_imported_routed_to_and_mixed_with_learn
     folder, logits = farm
     shutil.copytree(causal.store.path, tmp_path / "store")
     model = ScalableLM.open(tmp_path / "store", smollm2)
-    assert not model._is_two_pass
+    assert not model.extractor.is_two_pass
     before = digests(tmp_path / "store" / "tasks")
     report = model.import_adapter(folder, farm_task)
     assert (report.task, report.kind, report.rank, report.num_layers) == ("farm", "generation", 4, 210)
     assert before.items() <= digests(tmp_path / "store" / "tasks").items()
-    torch.testing.assert_close(bound_outputs(model, {"farm": 1.0}), logits, rtol=0, atol=2e-4)
+    torch.testing.assert_close(bound_outputs(model, {"farm": 1.0}), logits, rtol=0, atol=5e-4)
 
     both = zip(ANIMALS, sums.examples, strict=False)
     questions = [question for (own, _), other in both for question in (own, other.prompt)]
@@ -359,7 +364,7 @@ def test_imported_and_merged_is_what_peft_gives(tmp_path, smollm2, farm, farm_ta
     model.merge("farm")
     try:
         found = outputs(smollm2, smollm2.model)
-        torch.testing.assert_close(found, logits, rtol=0, atol=2e-4)
+        torch.testing.assert_close(found, logits, rtol=0, atol=5e-4)
         assert [a.text for a in model.ask([q for q, _ in ANIMALS], max_new_tokens=4)] == [
             a for _, a in ANIMALS
         ]

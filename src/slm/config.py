@@ -251,6 +251,9 @@ class RetrievalConfig(_Config):
     frozen backbone answers what is refused, and 0.001 for an encoder, which then has nothing to say."""
     is_abstaining: bool = True
     """False never abstains: every row gets the nearest knowledge."""
+    has_background: bool = True
+    """Whether the ``gaussian`` form also knows where text lies that belongs to no task (method section 2d);
+    decided when the store is made."""
     index: str = "auto"
     """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
     vector index from the number of keys on where it wins."""

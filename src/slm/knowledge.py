@@ -122,6 +122,7 @@ class KnowledgeReader:
             config,
             lambda number: self._store.scatter(records[number]),
             self._device,
+            self._store.background,
         )
         return Knowledge(version, tuple(records), retriever)
 

@@ -17,23 +17,18 @@ from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import Generated, generate
-from slm.backbone.load import load_backbone, locate
+from slm.backbone.load import load_backbone
 from slm.backbone.merge import unmerge
 from slm.backbone.prompts import Batch, Prompt, Row
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config, DecodingConfig, RetrievalConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
+from slm.extractor import Extractor, words_of
 from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
-from slm.retrieval.features import (
-    SentenceExtractor,
-    first_bent_block,
-    num_passes,
-    query_parts,
-    settle_reading,
-)
+from slm.retrieval.features import first_bent_block, query_parts, settle_reading
 from slm.retrieval.retriever import Retrieved
 from slm.store import Manifest, Store, TaskRecord
 
@@ -50,19 +45,15 @@ class ScalableLM:
     Made by :meth:`create` and :meth:`open`. One model may be asked from several threads; they take turns.
     """
 
-    def __init__(self, store: Store, backbone: Backbone, config: Config) -> None:
+    def __init__(
+        self, store: Store, backbone: Backbone, config: Config, extractor: Extractor | None = None
+    ) -> None:
         self.store = store
         self.backbone = backbone
         self.config = config
-        self.parts = query_parts(config.retrieval, backbone.num_layers)
-        self._is_two_pass = num_passes(config.retrieval, backbone.num_layers) == 2
+        self.extractor = extractor or Extractor(backbone, config.retrieval)
         first = first_bent_block(config.retrieval, backbone.num_layers)
         self.targets = tuple(backbone.targets(config.increments.targets, first))
-        self._extractor = (
-            SentenceExtractor(locate(config.retrieval.sentence_model), str(backbone.device))
-            if config.retrieval.extractor == "sentence"
-            else None
-        )
         self.supply = Supply(store, config.pool, backbone.device)
         self.reader = KnowledgeReader(store, self._retrieval(), backbone.device)
         self._merged: MergedTasks | None = None
@@ -81,7 +72,7 @@ class ScalableLM:
             config: settings of the store; they stay with it.
 
         Raises:
-            BackboneError: the backbone cannot be loaded or re-parameterized.
+            BackboneError: the backbone cannot be loaded or re-parameterized, or something is merged into it.
             ConfigError: the settings do not fit the backbone.
             StoreError: the folder is not empty or cannot be written.
         """
@@ -94,8 +85,16 @@ class ScalableLM:
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
             parts = query_parts(config.retrieval, loaded.num_layers)
             check_groups(len(parts) * loaded.num_channels, config.retrieval.cosine.num_groups)
+        extractor, background = Extractor(loaded, config.retrieval), None
+        if config.retrieval.form == "gaussian" and config.retrieval.has_background:
+            with loaded.lock:
+                if loaded.merged is not None:
+                    raise BackboneError(
+                        f"a task is merged into backbone {loaded.source!r}: unmerge it before making a store"
+                    )
+                background = extractor.background()
         manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
-        return cls(Store.create(path, manifest), loaded, config)
+        return cls(Store.create(path, manifest, background), loaded, config, extractor)
 
     @classmethod
     def open(cls, path: str | Path, backbone: str | Backbone | None = None) -> ScalableLM:
@@ -336,20 +335,8 @@ class ScalableLM:
     ) -> Tensor:
         """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
         rows = self._rows(questions, is_truncating)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        with self._frozen("retrieve"), torch.no_grad():
-            starts = range(0, len(order), batch_size)
-            for start in tqdm(starts, "reading questions", leave=False, delay=2, disable=None):
-                chosen = order[start : start + batch_size]
-                if self._extractor is not None:
-                    queries = self._extractor([words_of(questions[i]) for i in chosen])
-                else:
-                    batch = self.backbone.batch([rows[i] for i in chosen])
-                    queries = self.backbone.queries(batch, self.parts).cpu()
-                for i, query in zip(chosen, queries, strict=True):
-                    found[i] = query
-        return torch.stack(found)
+        with self._frozen("retrieve"):
+            return self.extractor(questions, rows, batch_size)
 
     def _rows(self, prompts: Sequence[Prompt], is_truncating: bool) -> list[Row]:
         return [
@@ -432,15 +419,16 @@ class ScalableLM:
             bound.bind(decide(queries))
 
         bound.release()
+        extractor = self.extractor
         try:
-            if self._extractor is not None:
-                bend(self._extractor(texts))
+            if extractor.sentence is not None:
+                bend(extractor.sentence(texts))
                 yield
-            elif self._is_two_pass or is_two_pass:
-                bend(self.backbone.queries(batch, self.parts))
+            elif extractor.is_two_pass or is_two_pass:
+                bend(self.backbone.queries(batch, extractor.parts))
                 yield
             else:
-                with self.backbone.reading_query(batch, self.parts, bend):
+                with self.backbone.reading_query(batch, extractor.parts, bend):
                     yield
         finally:
             bound.release()
@@ -484,8 +472,3 @@ class ScalableLM:
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
             return read_words(self.backbone, start, retrieved, records, write)
-
-
-def words_of(prompt: Prompt) -> str:
-    """The words of a prompt as one text, for a sentence encoder or a report."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)

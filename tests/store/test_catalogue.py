@@ -411,6 +411,7 @@ def test_the_manifest_on_disk_is_plain_json(store):
         "backbone_fingerprint": "fingerprint-1",
         "config": {"rank": 2, "targets": ["q_proj"]},
         "created": store.manifest.created,
+        "background_sha256": None,
     }
 
 

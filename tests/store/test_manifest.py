@@ -72,7 +72,12 @@ def test_a_store_of_the_first_format_is_opened_as_one_whose_queries_are_means(st
     config = {"retrieval": {"top_k": 3}}
     write_manifest(store.path, Manifest("minilm", "0" * 64, config), 1)
     opened = Store.open(store.path)
-    assert opened.manifest.config["retrieval"] == {"pooling": "mean", "top_k": 3, "temperature": 1.0}
+    assert opened.manifest.config["retrieval"] == {
+        "pooling": "mean",
+        "top_k": 3,
+        "temperature": 1.0,
+        "has_background": False,
+    }
     assert read_version(store.path) == FORMAT_VERSION
 
 
@@ -86,5 +91,15 @@ def test_a_store_of_the_first_format_is_opened_as_one_whose_queries_are_means(st
 )
 def test_a_store_of_the_second_format_keeps_its_queries_and_its_temperature(store, written, read):
     write_manifest(store.path, Manifest("minilm", "0" * 64, {"retrieval": written}), 2)
-    assert Store.open(store.path).manifest.config["retrieval"] == read
+    expected = {**read, "has_background": False}
+    assert Store.open(store.path).manifest.config["retrieval"] == expected
     assert read_version(store.path) == FORMAT_VERSION
+
+
+def test_a_store_of_the_third_format_goes_on_without_a_background(store):
+    written = {"pooling": "ends", "temperature": 8.0}
+    write_manifest(store.path, Manifest("minilm", "0" * 64, {"retrieval": written}), 3)
+    opened = Store.open(store.path)
+    assert opened.manifest.config["retrieval"] == {**written, "has_background": False}
+    assert opened.background is None
+    assert opened.check() == []

@@ -104,7 +104,7 @@ class Chart:
     def ellipses(self) -> list[tuple[int, Polygon]]:
         """Task and outline around each key that holds :data:`ELLIPSE_SHARE` of its own rows on paper.
 
-        A row is y_n + e with e ~ √τ · N(0, Y_n) (method section 2d), so on paper e has the covariance
+        A row is y_n + b_n + e with e ~ √τ · N(0, Y_n) (method section 2d), so on paper e has the covariance
         τ Vᵀ Y_n V, and |e|² in units of Vᵀ Y_n V exceeds R with probability mean_τ exp(−R / 2τ). Of two axes
         and the gaussian form only; the other keeps no scatter.
         """
@@ -113,16 +113,15 @@ class Chart:
             return []
         turns = torch.linspace(0, 2 * math.pi, _NUM_CORNERS + 1, dtype=torch.float64)[:-1]
         circle = torch.stack([turns.cos(), turns.sin()], 1)
-        shapes: dict[int, Tensor] = {}
+        origin = self.plane.origin @ axes
+        found = []
         for task in range(int(scorer.tasks[-1]) + 1):
-            spread = scorer.spread(task, axes)
-            values, directions = torch.linalg.eigh(spread)
+            law = scorer.law(task, axes)
+            values, directions = torch.linalg.eigh(law.spread)
             root = directions * values.clamp_min(0.0).sqrt()
-            shapes[task] = circle @ root.T * math.sqrt(_radius(scorer.scales(task)))
-        return [
-            (task, tuple(map(tuple, (place + shapes[task]).tolist())))
-            for task, place in zip(scorer.tasks.tolist(), self._places, strict=True)
-        ]
+            shape = circle @ root.T * math.sqrt(_radius(scorer.scales(task)))
+            found += [(task, tuple(map(tuple, (centre - origin + shape).tolist()))) for centre in law.centres]
+        return found
 
     def _upright(
         self, places: Tensor, distances: Sequence[float], limits: Sequence[float], numbers: Sequence[float]

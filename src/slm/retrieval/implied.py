@@ -19,9 +19,9 @@ def implied_confusion(
 ) -> Float[Tensor, "t T"] | None:
     """Where rows of each task would go if they lay as the store's statistics say; t tasks, T = t + 1.
 
-    A row of key n is drawn as y_n + e with e ~ √τ · N(0, Y_n) (method section 2d), the very law thresholds
-    follow from, and then decided like any request. So it needs no row of data; it knows only confusions that
-    the statistics know.
+    A row of key n is drawn as y_n + b_n + e with e ~ √τ · N(0, Y_n) (method section 2d), the very law
+    thresholds follow from, and then decided like any request. So it needs no row of data; it knows only
+    confusions that the statistics know.
 
     Args:
         retriever: decides among the tasks.
@@ -43,15 +43,15 @@ def implied_confusion(
     generator = torch.Generator().manual_seed(seed)
     found = torch.zeros(num_tasks, num_tasks + 1, dtype=torch.float64)
     for task in range(num_tasks):
-        values, directions = torch.linalg.eigh(scorer.spread(task))
+        law = scorer.law(task)
+        values, directions = torch.linalg.eigh(law.spread)
         root = directions * values.clamp_min(0.0).sqrt()
         scales = scorer.scales(task).clamp_min(0.0).sqrt()
-        for key, share in zip(*scorer.keys_of(task), strict=True):
+        for centre, share in zip(law.centres, scorer.shares_of(task), strict=True):
             noise = torch.randn(num_draws, len(root), generator=generator, dtype=torch.float64)
             lengths = scales[torch.arange(num_draws) % len(scales)]
-            points = scorer.keys[key].expand(num_draws, -1).clone()
-            points[:, : len(root)] += lengths[:, None] * noise @ root.T
-            points[:, len(root) :] = 0.0  # of a prior's coordinate a row has none
+            points = torch.zeros(num_draws, scorer.keys.shape[1], dtype=torch.float64)
+            points[:, : len(root)] = centre + lengths[:, None] * noise @ root.T  # of a prior's a row has none
             gone = _decide(retriever, points)
             found[task] += share * torch.bincount(gone, minlength=num_tasks + 1) / num_draws
     return found

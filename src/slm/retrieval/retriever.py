@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slm.config import RetrievalConfig
+from slm.retrieval.background import Background
 from slm.retrieval.cosine import CosineScorer
 from slm.retrieval.index import all_distances, build_index
 from slm.retrieval.keys import TaskKeys
@@ -82,6 +83,7 @@ class Retriever:
         load_scatter: gives the scatter of a task by its number when it is first needed; without it the tasks
             carry theirs.
         device: where the exact index computes.
+        background: of texts of all kinds; the cosine form has no use for it.
 
     Raises:
         ConfigError: the vector index is asked for and FAISS is not installed.
@@ -94,6 +96,7 @@ class Retriever:
         config: RetrievalConfig,
         load_scatter: LoadScatter | None = None,
         device: torch.device | str = "cpu",
+        background: Background | None = None,
     ) -> None:
         self.config = config
         rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
@@ -104,7 +107,9 @@ class Retriever:
             has_priors, stretch = config.prior == "size", STRETCHES.get(config.pooling or "", 1.0)
             if stretch != 1.0:
                 tasks = [replace(task, scales=task.scales * stretch) for task in tasks]
-            self.scorer = fit_scorer(tasks, scatter_sum, rate, load_scatter, has_priors=has_priors)
+            self.scorer = fit_scorer(
+                tasks, scatter_sum, rate, load_scatter, has_priors=has_priors, background=background
+            )
         self.index = build_index(self.scorer.keys, config, device)
 
     def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:

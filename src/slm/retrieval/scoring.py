@@ -3,26 +3,28 @@
 With the pooled within-key covariance Σ and keys μ_n, the log-density of a query q under key n is
 −½ (q − μ_n)ᵀ Σ⁻¹ (q − μ_n) up to a constant, to which log π_n is added where priors
 are asked for. Keys differ only inside the subspace spanned by
-Σ^{-1/2} (μ_n − μ_0), of at most N − 1 dimensions, so everything is computed there: with the projection
-y = Wᵀ (q − μ_0) the distances are |y − y_n|² plus a term common to all keys, and the pooled whole
-(covariance Σ + B, B the scatter between keys) is as far away as Σ_j y_j² / (1 + s_j²) plus the same term.
+Σ^{-1/2} (μ_n − μ_0), of at most N − 1 dimensions (N with a background), so everything is computed there:
+with the projection y = Wᵀ (q − μ_0) the distances are |y − y_n|² plus a term common to all keys, and the
+pooled whole (covariance Σ + B, B the scatter between keys and the background) is as far away as
+Σ_j y_j² / (1 + s_j²) plus the same term.
 
 The relative distance of abstention is the difference of the two, so the common term, which grows with
 odd or long texts whatever task they belong to, cancels:
 
     r_n(q) = |y − y_n|² − Σ_j y_j² / (1 + s_j²)
 
-Its threshold is not a stored number. For a row of key n, y = y_n + e with e ~ √τ · N(0, Y_n), where Y_n is
-the task's own scatter in the subspace and τ the task's own spread of lengths; r_n is then a quadratic form
-whose tail is known in closed form. So every threshold follows from the statistics of the tasks that are in
-the store *now*: adding or forgetting tasks in any order ends in the same thresholds. It is computed when a
-row is first nearest to a key of the task, from that task's scatter alone, so fitting reads no scatter.
+Its threshold is not a stored number. For a row of key n, y = y_n + b_n + e with e ~ √τ · N(0, Y_n), where
+Y_n is the task's own scatter in the subspace, τ the task's own spread of lengths, and b_n what the key is
+off, being a mean of few rows; r_n is then a quadratic form whose tail is known in closed form. So every
+threshold follows from the statistics of the tasks that are in the store *now*: adding or forgetting tasks in
+any order ends in the same thresholds. It is computed when a row is first nearest to a key of the task, from
+that task's scatter alone, so fitting reads no scatter.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, final, runtime_checkable
 
@@ -30,6 +32,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slm.retrieval.background import Background
 from slm.retrieval.keys import TaskKeys, unpack
 from slm.retrieval.space import GaussianSpace, fit_space
 
@@ -78,6 +81,23 @@ class Scorer(Protocol):
             temperature: 1 is the form's own division; smaller sharpens, larger levels.
         """
         ...
+
+
+_FLAT = 1e-6
+"""s_j² below which keys do not differ in a direction, for all that rows can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLaw:
+    """How a task's own rows should lie: y = centre + e, e ~ √τ · N(0, spread); A of the J directions.
+
+    Attributes:
+        centres: (N_t, A) float64, of the rows of each of its keys.
+        spread: (A, A) float64, Y_n.
+    """
+
+    centres: Float[Tensor, "N A"]
+    spread: Float[Tensor, "A A"]
 
 
 @final
@@ -156,13 +176,24 @@ class GaussianScorer:
         task, space = self._learned[number], self.space
         if space.is_plain:
             return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
-        spread = self.spread(number)
-        first = self._first_keys[number]
-        own = self._means[first : first + task.num_keys]
-        return [_tail(key, space.shares, spread, task.scales, self._rate) for key in own]
+        law = self.law(number)
+        own = self._means[self._own_keys(number)]
+        return [
+            _tail(key, centre - key, space.shares, law.spread, task.scales, self._rate)
+            for key, centre in zip(own, law.centres, strict=True)
+        ]
 
-    def spread(self, number: int, axes: Float[Tensor, "J A"] | None = None) -> Float[Tensor, "A A"]:
-        """Y_n of a task (method section 2d): the covariance of its own rows around a key, where τ = 1.
+    def law(self, number: int, axes: Float[Tensor, "J A"] | None = None) -> RowLaw:
+        """How rows of a task that its key was not learned from should lie (method section 2d).
+
+        Σ⁻¹ has seen the task's rows and so is too good to them. Taking one row out stretches its projection
+        by a / (1 − a (1−ρ) g / M) (see :func:`slm.retrieval.keys.leave_one_out_distances`), here with the
+        mean g of the task's rows and M rows in all.
+
+        A key is a mean of N_n rows, and the subspace has turned towards its error, of squared length
+        h = g'/N_n with g' the stretched g. With λ_n the affine function that is 1 at key n and 0 at all
+        others and the background (least squares where they are too many), whose gradient is c = w_n y_n / s²
+        from the weights w and scatter s² of the whole, the rows lie around y_n − min(h, 1/|c|²) c.
 
         Args:
             number: of the task.
@@ -171,24 +202,40 @@ class GaussianScorer:
         Raises:
             StoreError: the task's statistics cannot be read.
         """
-        space = self.space
+        space, task = self.space, self._learned[number]
+        scatter = unpack(self._load_scatter(number), task.num_channels)
+        num_own = float(task.counts.sum())
+        a = num_own / max(num_own - task.num_keys, 1.0)
+        g = float((self._inverse * scatter).sum()) / num_own
+        stretch = a / max(1 - a * (1 - space.rho) * g / space.num_rows, 0.05)
+        own = self._own_keys(number)
+        keys = self._means[own]
+        if not space.is_plain:
+            squares = 1 / space.shares - 1
+            slopes = space.weights[own, None] * keys / squares
+            slopes = torch.where(squares > _FLAT, slopes, 0.0)
+            errors = g * stretch / task.counts.clamp_min(1)[:, None]
+            lengths = (slopes * slopes).sum(1, keepdim=True).clamp_min(1e-300)
+            keys = keys - torch.minimum(errors, 1 / lengths) * slopes
         projection = space.projection
         if axes is not None:
-            projection = projection @ axes[: projection.shape[1]]
-        task = dataclasses.replace(self._learned[number], scatter=self._load_scatter(number))
-        return _own_spread(task, projection, self._inverse, space.rho, space.num_rows)
+            axes = axes[: projection.shape[1]]  # a prior's coordinate is no direction of rows
+            projection, keys = projection @ axes, keys @ axes
+        return RowLaw(keys, projection.T @ scatter @ projection / num_own * stretch**2)
+
+    def _own_keys(self, number: int) -> slice:
+        first = self._first_keys[number]
+        return slice(first, first + self._learned[number].num_keys)
 
     def scales(self, number: int) -> Float[Tensor, " S"]:
         """τ of a task, (S,) float64: equally likely values of how far its rows lie."""
         quantiles = self._learned[number].scales
         return (quantiles[1:] + quantiles[:-1]) / 2
 
-    def keys_of(self, number: int) -> tuple[list[int], list[float]]:
-        """Numbers of a task's keys, and the share of its rows behind each."""
+    def shares_of(self, number: int) -> list[float]:
+        """The share of a task's rows behind each of its keys."""
         counts = self._learned[number].counts.to(torch.float64)
-        first = self._first_keys[number]
-        shares = counts / counts.sum() if float(counts.sum()) else torch.full_like(counts, 1 / len(counts))
-        return list(range(first, first + len(counts))), list(shares.tolist())
+        return list((counts / counts.sum()).tolist())
 
     @cached_property
     def _inverse(self) -> Tensor:
@@ -203,6 +250,7 @@ def fit_scorer(
     load_scatter: LoadScatter | None = None,
     *,
     has_priors: bool = False,
+    background: Background | None = None,
 ) -> GaussianScorer:
     """Fit the scorer to the tasks of a store.
 
@@ -212,8 +260,9 @@ def fit_scorer(
         false_refusal_rate: share of a task's own rows that may be refused.
         load_scatter: gives the scatter of a task by its number, when it is first needed.
         has_priors: whether π_n is the key's share of all rows, instead of the same for all keys.
+        background: of texts of all kinds.
     """
-    space = fit_space(tasks, scatter_sum)
+    space = fit_space(tasks, scatter_sum, background)
     load = load_scatter or (lambda i: tasks[i].scatter)
     log_priors = None
     if has_priors:
@@ -222,33 +271,21 @@ def fit_scorer(
     return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors)
 
 
-def _own_spread(task: TaskKeys, projection: Tensor, inverse: Tensor, rho: float, num_rows: float) -> Tensor:
-    """Y_n, (J, J): the task's own covariance in the subspace, as rows it was not fitted on would show it.
-
-    Σ⁻¹ has seen the task's rows and so is too good to them. Taking one row out stretches its projection by
-    a / (1 − a (1−ρ) g / N) (see :func:`slm.retrieval.keys.leave_one_out_distances`), here with the mean g.
-    """
-    scatter = unpack(task.scatter, task.num_channels)
-    num_own = float(task.counts.sum())
-    a = num_own / max(num_own - task.num_keys, 1.0)
-    g = float((inverse * scatter).sum()) / num_own
-    stretch = a / max(1 - a * (1 - rho) * g / num_rows, 0.05)
-    return projection.T @ scatter @ projection / num_own * stretch**2
-
-
-def _tail(key: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: float) -> float:
+def _tail(key: Tensor, away: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: float) -> float:
     """The value h that r_n of the task's own rows exceeds with probability ``rate``.
 
-    Given τ, r_n = c + lᵀe + eᵀAe with A = diag(1 − shares), l = −2 shares ∘ y_n, c = −Σ shares y_n² and
-    e ~ N(0, τ Y). Its first three cumulants are matched by a shifted gamma distribution; the tail is averaged
-    over the task's quantiles of τ and inverted by bisection.
+    Given τ, r_n = c + lᵀe + eᵀAe with A = diag(1 − shares), l = 2 (b − shares ∘ (y_n + b)),
+    c = |b|² − Σ shares (y_n + b)² and e ~ N(0, τ Y), b being how far the rows lie from their key. Its first
+    three cumulants are matched by a shifted gamma distribution; the tail is averaged over the task's
+    quantiles of τ and inverted by bisection.
     """
-    A, slope = 1 - shares, -2 * shares * key
+    centre = key + away
+    A, slope = 1 - shares, 2 * (away - shares * centre)
     AY = A[:, None] * spread
     Yl = spread @ slope
     tr1, tr2, tr3 = AY.trace(), (AY * AY.T).sum(), ((AY @ AY) * AY.T).sum()
     tau = (scales[1:] + scales[:-1]) / 2
-    mean = -(shares * key * key).sum() + tau * tr1
+    mean = (away * away).sum() - (shares * centre * centre).sum() + tau * tr1
     variance = (tau * (slope @ Yl) + 2 * tau**2 * tr2).clamp_min(1e-12)
     third = 6 * tau**2 * (Yl @ (A * Yl)) + 8 * tau**3 * tr3
     shape = 4 * variance**3 / (third**2).clamp_min(1e-24)

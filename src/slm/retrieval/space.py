@@ -9,7 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from slm.retrieval.background import Background
 from slm.retrieval.keys import TaskKeys, shrink, unpack
+
+_TEXT = 0.25
+"""Training rows that a text of the background counts for in Σ: less steadies a store of few examples too
+little, more widens Σ where there are enough (``docs/log.md``)."""
 
 _SAME = 1e-9
 """Whitened distance between keys below which they count as one place."""
@@ -20,19 +25,22 @@ class GaussianSpace:
     """Where queries and keys lie (method section 2b), fitted once per set of tasks.
 
     Attributes:
-        centre: (C,) float64, μ_0, the mean of all rows.
+        centre: (C,) float64, μ_0, the mean of all rows, the background a part of it.
         factor: (C, C) float64, lower triangle L of the pooled shrunk covariance Σ = L Lᵀ.
         rho: the weight of its shrinkage.
-        num_rows: rows of all tasks.
+        num_rows: rows behind Σ.
+        weights: (N,) float64, share of each key in the whole; with a background they sum to less than 1.
         projection: (C, J) float64, W, onto the subspace in which the keys differ.
         shares: (J,) float64, 1 / (1 + s_j²), how much of a squared coordinate the pooled whole explains.
-        is_plain: nothing tells the tasks apart, so J = C, the distance is Mahalanobis's and shares are zero.
+        is_plain: nothing tells the tasks from each other or from a background, so J = C, the distance is
+            Mahalanobis's and shares are zero.
     """
 
     centre: Float[Tensor, " C"]
     factor: Float[Tensor, "C C"]
     rho: float
     num_rows: float
+    weights: Float[Tensor, " N"]
     projection: Float[Tensor, "C J"]
     shares: Float[Tensor, " J"]
     is_plain: bool
@@ -42,21 +50,37 @@ class GaussianSpace:
         return (queries.to(torch.float64) - self.centre) @ self.projection
 
 
-def fit_space(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"]) -> GaussianSpace:
+def fit_space(
+    tasks: Sequence[TaskKeys],
+    scatter_sum: Float[Tensor, " P"],
+    background: Background | None = None,
+) -> GaussianSpace:
     """The subspace in which the keys differ, whitened by the pooled covariance (method section 2b).
+
+    The background is one more key there, with the share of one more task, to which no row is ever given: it
+    shows in which direction text lies that belongs to none (method section 2d). Its scatter is pooled with
+    the tasks', which steadies Σ while they are few and small.
 
     Args:
         tasks: keys and statistics of each task; their scatters are not read.
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
+        background: of texts of all kinds.
     """
     means = torch.cat([t.means for t in tasks])
     counts = torch.cat([t.counts for t in tasks]).to(torch.float64)
-    num_rows, num_channels = float(counts.sum()), means.shape[1]
-    covariance, rho = shrink(unpack(scatter_sum, num_channels) / num_rows, num_rows)
+    num_rows, num_keys, num_channels = float(counts.sum()), *means.shape
+    shares = counts / num_rows
+    scatter = unpack(scatter_sum, num_channels)
+    if background is not None:
+        means = torch.cat([means, background.mean[None]])
+        shares = torch.cat([shares * len(tasks), shares.new_ones(1)]) / (len(tasks) + 1)
+        scatter = scatter + _TEXT * unpack(background.scatter, num_channels)
+        num_rows += _TEXT * background.num_texts
+    covariance, rho = shrink(scatter / num_rows, num_rows)
     factor = torch.linalg.cholesky(covariance)
-    centre = (counts[:, None] * means).sum(0) / num_rows
-    directions, squares = _directions(means - centre, counts / num_rows, factor)
-    is_plain = len(tasks) == 1 or not len(squares)
+    centre = (shares[:, None] * means).sum(0)
+    directions, squares = _directions(means - centre, shares, factor)
+    is_plain = (len(tasks) == 1 and background is None) or not len(squares)
     if is_plain:  # no whole to be relative to
         directions = torch.eye(num_channels, dtype=torch.float64)
     return GaussianSpace(
@@ -64,6 +88,7 @@ def fit_space(tasks: Sequence[TaskKeys], scatter_sum: Float[Tensor, " P"]) -> Ga
         factor=factor,
         rho=rho,
         num_rows=num_rows,
+        weights=shares[:num_keys],
         projection=torch.linalg.solve_triangular(factor.T, directions, upper=True),
         shares=torch.zeros(num_channels, dtype=torch.float64) if is_plain else 1 / (1 + squares),
         is_plain=is_plain,
@@ -79,7 +104,7 @@ def _directions(away: Tensor, shares: Tensor, factor: Tensor) -> tuple[Tensor, T
 
     Args:
         away: (N, C) float64, keys minus their mean.
-        shares: (N,) float64, share of all rows behind each key.
+        shares: (N,) float64, share of each key in the whole.
         factor: (C, C) float64, L.
     """
     num_keys, num_channels = away.shape

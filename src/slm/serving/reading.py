@@ -11,8 +11,9 @@ from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import generate
 from slm.backbone.prompts import Batch
 from slm.config import DecodingConfig
+from slm.extractor import words_of
 from slm.knowledge import Knowledge
-from slm.model import ScalableLM, words_of
+from slm.model import ScalableLM
 from slm.reading import Chances, head_chances, is_naming, word_chances
 from slm.serving.routing import Routing
 from slm.serving.rows import Rows

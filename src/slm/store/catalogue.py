@@ -1,6 +1,7 @@
 """Store: the knowledge of learned tasks on disk, which cannot lose or half-write a task.
 
     store.json           which backbone, which settings, which format; written once
+    background.safetensors  statistics of texts that belong to no task; written once
     catalogue/           LanceDB tables `tasks` (one row per visible task) and `keys`
     tasks/<name>-<id>/   statistics, one PEFT adapter folder per increment, the head
     pooled/              a cache of the sum of all tasks' scatters
@@ -17,6 +18,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -25,7 +27,9 @@ from torch import Tensor
 
 from slm.errors import StoreError, TaskError
 from slm.increments.increment import Increment
+from slm.retrieval.background import Background
 from slm.retrieval.keys import TaskKeys
+from slm.store.background import background_problems, read_background, write_background
 from slm.store.folders import TaskFolders
 from slm.store.lock import writing
 from slm.store.manifest import Manifest, read_manifest, read_version, write_manifest
@@ -57,8 +61,13 @@ class Store:
         self._snapshots = Snapshots(path / "pooled")
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Manifest) -> Store:
+    def create(cls, path: str | Path, manifest: Manifest, background: Background | None = None) -> Store:
         """Make an empty store in a new or empty folder.
+
+        Args:
+            path: the folder.
+            manifest: what all its tasks will share.
+            background: what it shall know of texts that belong to no task.
 
         Raises:
             StoreError: the folder is not empty or cannot be written, or the config is not plain JSON.
@@ -71,6 +80,8 @@ class Store:
             (path / TASKS_FOLDER).mkdir()
             (path / "pooled").mkdir()
             Tables.create(path / "catalogue")
+            if background is not None:
+                manifest = replace(manifest, background_sha256=write_background(path, background))
             write_manifest(path, manifest, FORMAT_VERSION)  # last: from here on it is a store
         except OSError as error:
             raise StoreError(
@@ -91,6 +102,15 @@ class Store:
                 for step in pending_steps(read_version(path), path):
                     step(path)
         return cls(path, read_manifest(path))
+
+    @cached_property
+    def background(self) -> Background | None:
+        """What the store knows of texts that belong to no task; None where it keeps nothing.
+
+        Raises:
+            StoreError: the file is missing or altered.
+        """
+        return read_background(self.path, self.manifest)
 
     @property
     def version(self) -> int:
@@ -247,7 +267,10 @@ class Store:
         with ExitStack() as stack:
             with suppress(StoreError):  # a store that cannot be locked, being read-only, has no writer
                 stack.enter_context(writing(self.path))  # whose commit would look like one cut short
-            return find_problems(self._tables, self._folders)
+            return [
+                *background_problems(self.path, self.manifest),
+                *find_problems(self._tables, self._folders),
+            ]
 
     def repair(self) -> list[str]:
         """Remove what writes cut short left behind, never a visible task; a line for each removal."""

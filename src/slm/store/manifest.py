@@ -28,12 +28,14 @@ class Manifest:
         backbone_fingerprint: digest that changes with the backbone's weights.
         config: the settings the store was made with, plain JSON values.
         created: when, ISO 8601 in UTC.
+        background_sha256: of the file of the background, in hexadecimal; None where there is none.
     """
 
     backbone_source: str
     backbone_fingerprint: str
     config: Mapping[str, object]
     created: str = field(default_factory=utc_now)
+    background_sha256: str | None = None
 
 
 def write_manifest(path: Path, manifest: Manifest, version: int) -> None:
@@ -48,6 +50,7 @@ def write_manifest(path: Path, manifest: Manifest, version: int) -> None:
         "backbone_fingerprint": manifest.backbone_fingerprint,
         "config": dict(manifest.config),
         "created": manifest.created,
+        "background_sha256": manifest.background_sha256,
     }
     try:
         text = json.dumps(fields, indent=2, allow_nan=False)
@@ -78,11 +81,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     found = _read(path)
     texts = [found.get(name) for name in ("backbone_source", "backbone_fingerprint", "created")]
-    config = found.get("config")
+    config, background = found.get("config"), found.get("background_sha256")
     source, fingerprint, created = (text if isinstance(text, str) else None for text in texts)
     if source is None or fingerprint is None or created is None or not isinstance(config, dict):
         raise _damaged(path / MANIFEST_NAME)
-    return Manifest(source, fingerprint, config, created)
+    if background is not None and not isinstance(background, str):
+        raise _damaged(path / MANIFEST_NAME)
+    return Manifest(source, fingerprint, config, created, background)
 
 
 def _read(path: Path) -> dict[str, object]:

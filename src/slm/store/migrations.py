@@ -8,6 +8,8 @@ are means.
 
 2 to 3: what ``retrieval.pooling: ends`` reads changed, and so did the default temperature; the former reading
 is now called ``split-ends``.
+
+3 to 4: a store keeps a background, and its abstention reads it. A store of version 3 goes on without.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from slm.errors import StoreError
 from slm.store.manifest import read_manifest, write_manifest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def _name_the_pooling(path: Path) -> None:
@@ -40,7 +42,19 @@ def _rename_the_pooling(path: Path) -> None:
     write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 3)
 
 
-MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _name_the_pooling, 2: _rename_the_pooling}
+def _go_without_background(path: Path) -> None:
+    """Write down that a store of version 3 has no background."""
+    manifest = read_manifest(path)
+    retrieval = manifest.config.get("retrieval")
+    settings = {**(retrieval if isinstance(retrieval, dict) else {}), "has_background": False}
+    write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 4)
+
+
+MIGRATIONS: Mapping[int, Callable[[Path], None]] = {
+    1: _name_the_pooling,
+    2: _rename_the_pooling,
+    3: _go_without_background,
+}
 """Version found on disk -> the step that turns it into the next version."""
 
 
