@@ -70,7 +70,7 @@ class Reading:
 
 READINGS = (
     Reading("minilm", "minilm", RetrievalConfig(), is_whole=True),
-    Reading("minilm-ends", "minilm", RetrievalConfig(pooling="ends"), is_whole=True),
+    Reading("minilm-ends", "minilm", RetrievalConfig(pooling="ends")),
     Reading("minilm-means", "minilm", RetrievalConfig(pooling="mean")),
     Reading("minilm-all-layers", "minilm", RetrievalConfig(pooling="mean", layers=(1, 2, 3, 4, 5, 6))),
     Reading("smollm2", "smollm2", RetrievalConfig(), is_whole=True),

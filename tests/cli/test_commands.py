@@ -138,6 +138,9 @@ def test_ask_says_that_it_abstained(slm, store):
     assert document(slm("ask", store, strange, "--json"))[0]["text"] is None
 
 
+STRANGE = "xylem 4711 §§ quark-gluon plasma; SELECT * FROM t WHERE id = 7"
+
+
 def test_explain_draws_the_decision(slm, store):
     explained = document(slm("explain", store, GOOD[0], "--json"))
     (films,) = explained["candidates"]
@@ -149,17 +152,16 @@ def test_explain_draws_the_decision(slm, store):
     ]  # fmt: skip
     name_and_bar, numbers = row.split("│")
     assert name_and_bar.split()[0] == "films"
-    assert set(name_and_bar.removeprefix("films")) == {"█", " "}
+    assert set(name_and_bar.removeprefix("films")) <= {"█", " "}
     expected = [f"{films['distance']:.3f}", f"{films['threshold']:.3f}", "1.00", "1.00", "used"]
     assert numbers.split() == expected
     assert verdict == "answers with films 1.00"
 
 
 def test_explain_says_why_it_abstained(slm, store):
-    question = "xylem 4711 §§ quark-gluon plasma; SELECT * FROM t WHERE id = 7"
-    (films,) = document(slm("explain", store, question, "--json"))["candidates"]
+    (films,) = document(slm("explain", store, STRANGE, "--json"))["candidates"]
     near, limit = f"{films['distance']:.3f}", f"{films['threshold']:.3f}"
-    _, row, verdict = slm("explain", store, question).out.splitlines()
+    _, row, verdict = slm("explain", store, STRANGE).out.splitlines()
     assert verdict == f"abstained: films is nearest and too far: {near}, its threshold is {limit}"
     assert row.endswith("too far")
     assert "░" in row.split("│")[1]
@@ -180,10 +182,12 @@ def test_of_many_tasks_explain_shows_the_nearest_dozen(slm, store, monkeypatch):
 
 def test_explain_draws_in_ascii_where_the_output_has_no_blocks(store):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "slm.cli.main", "explain", str(store), GOOD[0]]
+    command = [sys.executable, "-m", "slm.cli.main", "explain", str(store), STRANGE]
     done = subprocess.run(command, capture_output=True, env=environment, check=True)
     _, row, _ = done.stdout.decode("ascii").splitlines()
-    assert set(row.removeprefix("films").split("|")[0]) == {"#", " "}
+    before, after, *_ = row.removeprefix("films").split("|")
+    assert set(before) == {"#", " "}
+    assert "." in after
 
 
 def test_evaluate_measures_the_store(slm, store, data):
