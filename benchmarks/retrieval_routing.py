@@ -215,28 +215,26 @@ def errors_by_size(
 ) -> list[dict[str, Any]]:
     """Own rows refused, and strangers let in, by stores of several sizes.
 
-    Every task is in equally many stores, drawn three times. Strangers are the test rows of all tasks that are
-    not in the store, nor have a twin there.
+    The shuffled tasks are cut into stores, so that every task is measured in one. Strangers are the test rows
+    of all tasks that are not in the store, nor have a twin there.
     """
     found = []
     for size in (*SIZES, len(splits)):
-        refused: dict[float, dict[str, list[float]]] = {rate: {n: [] for n in splits} for rate in STATED}
+        refused: dict[float, dict[str, float]] = {rate: {} for rate in STATED}
         let_in: dict[float, list[float]] = {rate: [] for rate in STATED}
-        for draw in range(1 if size in (1, len(splits)) else 3):
-            names = sorted(splits)
-            random.Random(seed + draw).shuffle(names)
-            for start in range(0, len(names), size):
-                inside = [names[(start + i) % len(names)] for i in range(size)]  # the last wraps around
-                has_twin = not set(TWINS).isdisjoint(inside)
-                strangers = [n for n in names if n not in inside and not (has_twin and n in TWINS)]
-                opened = Opened(splits, keys, inside, background)
-                for rate in STATED:
-                    shares = opened.refusals(rate, [*inside, *strangers])
-                    for name in names[start : start + size]:
-                        refused[rate][name].append(shares[name])
-                    let_in[rate] += [1 - shares[name] for name in strangers]
+        names = sorted(splits)
+        random.Random(seed).shuffle(names)
+        for start in range(0, len(names), size):
+            inside = [names[(start + i) % len(names)] for i in range(size)]  # the last wraps around
+            has_twin = not set(TWINS).isdisjoint(inside)
+            strangers = [n for n in names if n not in inside and not (has_twin and n in TWINS)]
+            opened = Opened(splits, keys, inside, background)
+            for rate in STATED:
+                shares = opened.refusals(rate, [*inside, *strangers])
+                refused[rate] |= {name: shares[name] for name in names[start : start + size]}
+                let_in[rate] += [1 - shares[name] for name in strangers]
         for rate in STATED:
-            means = {name: statistics.mean(values) for name, values in refused[rate].items()}
+            means = refused[rate]
             found.append(
                 {
                     "tasks": size,

@@ -112,11 +112,8 @@ def abstention_tables(results: Mapping[str, Any]) -> list[str]:
         "Expected calibration error of a row's largest weight, by temperature, 22 tasks.",
     ]
     for name in errors:
-        lines += [
-            "",
-            f"![reliability, {name}](reliability_{name}.png)",
-            f"![abstention, {name}](abstention_{name}.png)",
-        ]
+        lines += ["", f"![reliability, {name}](reliability_{name}.png)"]
+        lines += [f"![abstention, {name}](abstention_{name}.png)"] if name in own else []
     return lines + table(
         ("reading", *next(iter(errors.values()))),
         [[n, *(percent(e) for e in own.values())] for n, own in errors.items()],

@@ -11,7 +11,7 @@ import torch
 from slm.backbone import quantization
 from slm.backbone.load import load_backbone, locate
 from slm.backbone.quantization import PACKAGES, is_quantised
-from slm.config import BackboneConfig, Config, LearningConfig
+from slm.config import BackboneConfig, Config, LearningConfig, RetrievalConfig
 from slm.errors import BackboneError, StoreError
 from slm.model import ScalableLM
 
@@ -109,6 +109,7 @@ def test_a_store_knows_its_quantised_backbone_from_the_float_one(method, minilm,
     config = Config(
         backbone=BackboneConfig(dtype="float32", max_tokens=128, quantization=method),
         learning=LearningConfig(num_epochs=4, has_progress=False),
+        retrieval=RetrievalConfig(is_abstaining=False),
     )
     model = ScalableLM.create(tmp_path / "store", "minilm", config)
     model.learn(languages)
