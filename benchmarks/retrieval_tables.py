@@ -30,6 +30,7 @@ def routing_tables(results: Mapping[str, Any]) -> list[str]:
     rows = [
         [n, str(r["routing"]["channels"]), *(percent(r["routing"][c]) for c in columns)]
         for n, r in results.items()
+        if "routing" in r
     ]
     lines += table(("reading", "channels", "15 tasks", "22 tasks", "20 tasks", "22 tasks, 16 examples"), rows)
     whole = {n: r["all rows"] for n, r in results.items() if "all rows" in r}
