@@ -18,7 +18,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,14 @@ def learned_keys(train: Tensor, stretch: float) -> TaskKeys:
     return dataclasses.replace(keys, scales=keys.scales * stretch)
 
 
+def wanted_readings(
+    args: argparse.Namespace, known: Mapping[str, Mapping[str, Any]], parts: set[str]
+) -> list[Reading]:
+    """The readings asked for that lack one of some parts."""
+    names = args.readings.split(",")
+    return [r for r in READINGS if r.name in names and not parts <= known.get(r.name, {}).keys()]
+
+
 def main() -> None:
     """Measure every part, print the tables, write the files after each."""
     args = arguments()
@@ -194,11 +202,7 @@ def main() -> None:
         names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
         stream = Stream.load(args.data, names, limit=args.train, test_limit=args.test, seed=args.seed)
         known = results.setdefault("readings", {})
-        wanted = [
-            reading
-            for reading in READINGS
-            if reading.name in args.readings.split(",") and not asked <= known.get(reading.name, {}).keys()
-        ]
+        wanted = wanted_readings(args, known, asked)
         for reading, splits, background in all_queries(wanted, stream):
             begun = time.perf_counter()
             found = known.setdefault(reading.name, {})
@@ -212,16 +216,9 @@ def main() -> None:
         names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
         whole = Stream.load(args.data, names, test_limit=args.test, seed=args.seed)
         known = results.setdefault("readings", {})
-        wanted = [
-            reading
-            for reading in READINGS
-            if reading.name in args.readings.split(",")
-            and reading.is_whole
-            and "all rows" not in known.get(reading.name, {})
-        ]
+        wanted = [r for r in wanted_readings(args, known, {"all rows"}) if r.is_whole]
         for reading, splits, _ in all_queries(wanted, whole):
-            own = all_rows_routing(splits)
-            known.setdefault(reading.name, {})["all rows"] = own
+            known.setdefault(reading.name, {})["all rows"] = all_rows_routing(splits)
             keep()
     if "learned" in parts:
         long = Stream.load(

@@ -327,7 +327,7 @@ def test_an_adapter_that_peft_trained_is_imported_routed_to_and_mixed_with_learn
     report = model.import_adapter(folder, farm_task)
     assert (report.task, report.kind, report.rank, report.num_layers) == ("farm", "generation", 4, 210)
     assert before.items() <= digests(tmp_path / "store" / "tasks").items()
-    torch.testing.assert_close(bound_outputs(model, {"farm": 1.0}), logits, rtol=0, atol=5e-4)
+    torch.testing.assert_close(bound_outputs(model, {"farm": 1.0}), logits, rtol=0, atol=2e-4)
 
     both = zip(ANIMALS, sums.examples, strict=False)
     questions = [question for (own, _), other in both for question in (own, other.prompt)]
@@ -364,7 +364,7 @@ def test_imported_and_merged_is_what_peft_gives(tmp_path, smollm2, farm, farm_ta
     model.merge("farm")
     try:
         found = outputs(smollm2, smollm2.model)
-        torch.testing.assert_close(found, logits, rtol=0, atol=5e-4)
+        torch.testing.assert_close(found, logits, rtol=0, atol=2e-4)
         assert [a.text for a in model.ask([q for q, _ in ANIMALS], max_new_tokens=4)] == [
             a for _, a in ANIMALS
         ]

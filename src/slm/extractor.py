@@ -63,7 +63,7 @@ class Extractor:
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         starts = range(0, len(order), batch_size)
         with torch.no_grad():
-            for start in tqdm(starts, "reading questions", leave=False, delay=2, disable=None):
+            for start in tqdm(starts, "reading texts", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 if self.sentence is not None:
                     queries = self.sentence([words_of(prompts[i]) for i in chosen])

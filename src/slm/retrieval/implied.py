@@ -30,8 +30,8 @@ def implied_confusion(
 
     Returns:
         (t, T) float64: share of each task's rows nearest to a key of each task and not refused, and in the
-        last column refused; rows sum to 1. None where no key keeps a spread in a space of several tasks: the
-        cosine form, or fewer than two tasks.
+        last column refused; rows sum to 1. None where no key keeps a spread in a space that tells tasks from
+        each other or from a background: the cosine form, or a single task without one.
 
     Raises:
         StoreError: a task's statistics cannot be read.

@@ -95,6 +95,15 @@ def test_without_questions_keys_and_regions_are_drawn_from_the_statistics(model,
     assert bare.agreement is bare.misrouting is bare.false_refusal_rate is None
 
 
+def test_three_tasks_are_exact_refusals_included_without_a_background(model, four, monkeypatch):
+    monkeypatch.setitem(model.store.__dict__, "background", None)
+    found = map_store(model.restricted(["moods", "sums", "cooking"]), four, STRANGE)
+    assert (found.num_axes, found.is_exact, found.is_reach_exact, found.agreement) == (2, True, True, 1.0)
+    limits = dict(found.reaches)
+    for question in found.questions:
+        assert question.is_abstained != _is_inside(question.place, limits[question.nearest])
+
+
 def test_three_tasks_are_exact_and_what_is_outside_an_outline_is_refused(model, four):
     found = map_store(model.restricted(["moods", "sums", "cooking"]), four, STRANGE)
     # The background's direction is not drawn, so inside an outline a question may be refused.
