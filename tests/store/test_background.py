@@ -65,6 +65,10 @@ def test_a_missing_or_altered_file_is_told_by_the_reader_and_by_the_doctor(kept)
             {"mean": torch.zeros(2), "scatter": torch.zeros(3), "num_texts": torch.tensor(0)},
             "do not fit each other",
         ),
+        (
+            {"mean": torch.tensor([0.0, torch.nan]), "scatter": torch.zeros(3), "num_texts": torch.tensor(3)},
+            "holds NaN or infinity at mean",
+        ),
     ],
 )
 def test_a_file_of_other_tensors_is_refused(tmp_path, tensors, said):

@@ -10,7 +10,7 @@ import torch
 from slm.errors import StoreError
 from slm.retrieval.background import Background
 from slm.store.manifest import Manifest
-from slm.store.values import bytes_to_tensors, tensors_to_bytes, write_bytes
+from slm.store.values import bytes_to_tensors, refuse_infinite, tensors_to_bytes, write_bytes
 
 BACKGROUND_NAME = "background.safetensors"
 _REMEDY = "restore it from a copy"
@@ -38,7 +38,7 @@ def read_background(path: Path, manifest: Manifest) -> Background | None:
     """The background of the store at ``path``; None where it keeps none.
 
     Raises:
-        StoreError: the file is missing or altered.
+        StoreError: the file is missing, altered or holds no background.
     """
     if manifest.background_sha256 is None:
         return None
@@ -59,6 +59,7 @@ def read_background(path: Path, manifest: Manifest) -> Background | None:
     num_channels = mean.shape[0] if mean.ndim == 1 else 0
     if scatter.shape != (num_channels * (num_channels + 1) // 2,) or num_texts < 1:
         raise StoreError(f"{file} has a mean and a scatter that do not fit each other: {_REMEDY}")
+    refuse_infinite(found, str(file))
     return Background(mean.to(torch.float64), scatter.to(torch.float32), num_texts)
 
 
