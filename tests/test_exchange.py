@@ -364,7 +364,8 @@ def test_imported_and_merged_is_what_peft_gives(tmp_path, smollm2, farm, farm_ta
     model.merge("farm")
     try:
         found = outputs(smollm2, smollm2.model)
-        torch.testing.assert_close(found, logits, rtol=0, atol=2e-4)
+        # The change is rounded into the weights here, and how sums round depends on the processor.
+        torch.testing.assert_close(found, logits, rtol=0, atol=5e-4)
         assert [a.text for a in model.ask([q for q, _ in ANIMALS], max_new_tokens=4)] == [
             a for _, a in ANIMALS
         ]
