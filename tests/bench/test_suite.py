@@ -9,6 +9,7 @@ import pytest
 
 from slm.bench.suite import METRICS, load_suite, suite_names
 from slm.bench.suite_data import load_tasks, training_task
+from slm.config import RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.evaluation.scorers import SCORERS
 
@@ -127,6 +128,14 @@ def test_the_digest_follows_what_is_measured_and_not_which_cells_are_run(own):
     assert own.digest(dataclasses.replace(preset, orders=("2",), seeds=(3,), about="")) == own.digest(preset)
     assert own.digest(dataclasses.replace(preset, train=7)) != own.digest(preset)
     assert dataclasses.replace(own, version=2).digest(preset) != own.digest(preset)
+
+
+def test_the_digest_follows_the_settings_of_the_file_and_not_the_defaults_of_the_library(own):
+    preset = own.preset("cpu")
+    later = dataclasses.replace(preset.config, retrieval=RetrievalConfig(top_k=3))
+    assert own.digest(dataclasses.replace(preset, config=later)) == own.digest(preset)
+    said = {**preset.settings, "retrieval": {"top_k": 3}}
+    assert own.digest(dataclasses.replace(preset, settings=said)) != own.digest(preset)
 
 
 def test_an_order_of_one_task_is_that_task_alone(own):

@@ -77,6 +77,7 @@ class Preset:
         orders: names of the orders that are run.
         seeds: of draw, initialisation and row order.
         config: of the store and of every method's training.
+        settings: what the suite's file says of ``config``; the rest of it are the library's defaults.
         methods: settings of single methods.
     """
 
@@ -88,6 +89,7 @@ class Preset:
     orders: tuple[str, ...]
     seeds: tuple[int, ...]
     config: Config
+    settings: Mapping[str, Any] = field(default_factory=dict)
     per_label: tuple[int, ...] = ()
     outside_test: int = 0
     max_new_tokens: int = 32
@@ -143,9 +145,13 @@ class Suite:
         return {name: source.metric for name, source in self.sources.items()}
 
     def digest(self, preset: Preset) -> str:
-        """SHA-256 of everything that decides what is measured, in hexadecimal."""
+        """SHA-256 of what the suite decides to measure, in hexadecimal.
+
+        The library's own defaults are no part of it: a later version goes on with an earlier one's run, and
+        every cell says which commit and which settings it is of.
+        """
         held = dataclasses.asdict(dataclasses.replace(self, presets={preset.name: preset}))
-        for name in ("orders", "seeds", "methods", "about"):  # these choose cells, or stand in them
+        for name in ("orders", "seeds", "methods", "about", "config"):  # these choose cells, or stand in them
             held["presets"][preset.name].pop(name)
         return hashlib.sha256(json.dumps([held, METRICS], sort_keys=True).encode()).hexdigest()
 
@@ -225,7 +231,7 @@ def _preset(
     for order in values["orders"]:
         if order not in orders:
             raise ConfigError(f"preset {name!r} has no {_nearest('order', order, list(orders))}")
-    return Preset(name=name, config=Config.from_mapping(config), **values)
+    return Preset(name=name, config=Config.from_mapping(config), settings=config, **values)
 
 
 def _read(name: str) -> tuple[str, str]:
