@@ -5,7 +5,8 @@
 Every task of the folder, 500 training rows each, single rows, no task-ID, MiniLM and SmolLM2. For the first
 part nothing is fine-tuned: keys are learned from the frozen backbone's queries, which is all that retrieval
 ever sees. The second part (``retrieval_learned.py``) teaches MiniLM the tasks, to see what a confusion costs
-and what mixing gives; the third is what reading the query costs. What searching many keys and adding tasks
+and what mixing gives; the third is what reading the query costs, the
+fourth whether a row is decided otherwise in company than alone. What searching many keys and adding tasks
 cost is measured by ``retrieval_cost.py``, which wants a quiet machine.
 Writes ``<out>/retrieval.json``, ``<out>/retrieval.md`` and a plot of reliability and of abstention for each
 backbone.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from retrieval_learned import OVERLAPPING, confusion_costs, overlap
 from retrieval_reading import reading_cost
+from retrieval_rounding import rounding
 from retrieval_routing import (
     CLASSIFICATIONS,
     RATES,
@@ -90,7 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument(
-        "--parts", default="routing,all-rows,abstention,learned,reading", help="which parts to run"
+        "--parts", default="routing,all-rows,abstention,learned,reading,rounding", help="which to run"
     )
     parser.add_argument("--readings", default=",".join(r.name for r in READINGS))
     parser.add_argument("--train", type=int, default=500, help="training rows per task")
@@ -196,6 +198,15 @@ def main() -> None:
 
     if "reading" in parts:
         results["reading cost"] = reading_cost()
+        keep()
+    if "rounding" in parts:
+        names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))
+        some = Stream.load(args.data, names, limit=100, test_limit=40, seed=args.seed)
+        results["rounding"] = {
+            f"{backbone}, {form}": rounding(some, backbone, form)
+            for backbone in DEPTHS
+            for form in ("gaussian", "cosine")
+        }
         keep()
     asked = {"routing", "abstention"} & set(parts)
     if asked:

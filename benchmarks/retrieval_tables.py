@@ -152,6 +152,33 @@ def learned_tables(found: Mapping[str, Any]) -> list[str]:
     )
 
 
+def rounding_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Decisions in company and alone."""
+    lines = [
+        "## Rows in company",
+        "",
+        "A backbone rounds a row differently in a batch of 16 than alone. Changes of a difference of "
+        "relative distances, near a tie or a threshold, in units of the epsilon of its numbers; rows within "
+        "what is allowed for are read once more by themselves.",
+    ]
+    rows = [
+        [
+            name,
+            own["dtype"],
+            str(own["rows"]),
+            f"{own['largest change of a near tie']:.3g}",
+            f"{own['largest change near a threshold']:.3g}",
+            f"{own['allowed']:g}",
+            str(own["changed"]),
+            percent(own["reread"]),
+            str(own["changed where reread"]),
+        ]
+        for name, own in found.items()
+    ]
+    head = ("backbone, form", "numbers", "rows", "largest change, ties", "thresholds", "allowed")
+    return lines + table((*head, "other decisions", "read again", "other decisions then"), rows)
+
+
 def tables(results: Mapping[str, Any], num_train: int, num_test: int) -> str:
     """Markdown of everything measured."""
     lines = [
@@ -178,4 +205,6 @@ def tables(results: Mapping[str, Any], num_train: int, num_test: int) -> str:
             for n, c in results["reading cost"].items()
         ]
         lines += table(("backbone and batch", "median ratio", "quartiles"), rows)
+    if "rounding" in results:
+        lines += rounding_table(results["rounding"])
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"

@@ -10,11 +10,13 @@ import torch
 
 from slm.errors import ConfigError, DataError, StoreError, TaskError
 from slm.model import ScalableLM
+from slm.retrieval.retriever import Retriever
 from slm.tasks import Task
 from tests.conftest import config, rows_of
 
 MIXED = ["where is the station? où est la gare", "a lovely film", "wo ist das Brot", "i hated this film"]
 OUTSIDE = "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;"
+AS_IS = {"is_truncating": False, "where": "row"}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -77,6 +79,24 @@ def test_causal_rows_get_exactly_the_same_tokens_alone_and_mixed(causal):
         assert alone.text == answer.text
         assert alone.kind == answer.kind
         assert alone.confidence == pytest.approx(answer.confidence, abs=1e-4)
+
+
+@pytest.mark.parametrize("which", ["encoder", "causal"])
+def test_a_decision_that_hangs_on_rounding_is_the_one_of_the_row_alone(which, request, monkeypatch):
+    model = request.getfixturevalue(which)
+    retriever = model.knowledge.retriever
+    questions = [*MIXED[:3], "what is 4 plus 5?", OUTSIDE]
+    alone = [model.retrieve([question]).distances[0] for question in questions]
+    usual = model.ask(questions, max_new_tokens=4)
+    monkeypatch.setattr(retriever, "_rounding", float("inf"))
+    assert torch.equal(model.retrieve(questions).distances, torch.stack(alone))
+    decided = []
+    monkeypatch.setattr(retriever, "_decide", lambda q: decided.append(q) or Retriever._decide(retriever, q))
+    assert [a.text for a in model.ask(questions, max_new_tokens=4)] == [a.text for a in usual]
+    order = sorted(range(5), key=lambda i: len(model.backbone.row(questions[i], **AS_IS).prompt))
+    together, again = (Retriever._decide(retriever, queries).distances for queries in decided)
+    assert torch.equal(again, torch.stack([alone[i] for i in order]))
+    assert not torch.equal(together, again)
 
 
 def test_a_causal_model_names_labels_and_writes_text_by_the_retrieved_task(causal, moods, sums):

@@ -80,10 +80,14 @@ class KnowledgeReader:
         store: where knowledge is.
         config: DTKR's settings, the false-refusal rate decided.
         device: where the exact index computes.
+        dtype: that the backbone computes in.
     """
 
-    def __init__(self, store: Store, config: RetrievalConfig, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, config: RetrievalConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._store, self._config, self._device = store, config, device
+        self._epsilon = torch.finfo(dtype).eps
         self._keys: dict[str, TaskKeys] = {}  # by commit id, without scatters
         self._lock = threading.Lock()
 
@@ -123,6 +127,7 @@ class KnowledgeReader:
             lambda number: self._store.scatter(records[number]),
             self._device,
             self._store.background,
+            self._epsilon,
         )
         return Knowledge(version, tuple(records), retriever)
 

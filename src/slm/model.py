@@ -29,7 +29,7 @@ from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import first_bent_block, query_parts, settle_reading
-from slm.retrieval.retriever import Retrieved
+from slm.retrieval.retriever import Reread, Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ScalableLM:
         first = first_bent_block(config.retrieval, backbone.num_layers)
         self.targets = tuple(backbone.targets(config.increments.targets, first))
         self.supply = Supply(store, config.pool, backbone.device)
-        self.reader = KnowledgeReader(store, self._retrieval(), backbone.device)
+        self.reader = KnowledgeReader(store, self._retrieval(), backbone.device, backbone.dtype)
         self._merged: MergedTasks | None = None
         self._is_pinned = False
         self._knowledge = self.reader.newest()
@@ -326,9 +326,18 @@ class ScalableLM:
         """DTKR alone, for many questions; None while the model knows no task."""
         with self.backbone.lock:
             self._refresh()
-            if self._knowledge.retriever is None:
-                return None
-            return self._knowledge.retriever(self.queries(questions, is_truncating=is_truncating))
+            retriever = self._knowledge.retriever
+            return None if retriever is None else self.decide(retriever, questions, is_truncating)
+
+    def decide(
+        self, retriever: Retriever, questions: Sequence[Prompt], is_truncating: bool = False
+    ) -> Retrieved:
+        """What one retriever, of a snapshot of this model's knowledge, decides for some questions."""
+        rows = self._rows(questions, is_truncating)
+        with self._frozen("retrieve"):
+            return retriever(
+                self.extractor(questions, rows), lambda i: self.extractor([questions[i]], [rows[i]])[0]
+            )
 
     def queries(
         self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
@@ -399,7 +408,7 @@ class ScalableLM:
         self,
         batch: Batch,
         texts: Sequence[str],
-        decide: Callable[[Tensor], Mixture],
+        decide: Callable[[Tensor, Reread], Mixture],
         *,
         is_two_pass: bool = False,
     ) -> Iterator[None]:
@@ -410,16 +419,20 @@ class ScalableLM:
         Args:
             batch: the rows.
             texts: their words, for a sentence extractor.
-            decide: (B, C) queries -> the rows' mixture.
+            decide: gives the rows' mixture from their queries, (B, C), and a way to read one by itself.
             is_two_pass: the mixture may bend the very layers that make the query.
         """
-        bound = self.backbone.reparameterizer
+        bound, extractor = self.backbone.reparameterizer, self.extractor
+
+        def reread(row: int) -> Tensor:
+            if extractor.sentence is not None:
+                return extractor.sentence([texts[row]])[0]
+            return self.backbone.queries(batch.alone(row), extractor.parts)[0]
 
         def bend(queries: Tensor) -> None:
-            bound.bind(decide(queries))
+            bound.bind(decide(queries, reread))
 
         bound.release()
-        extractor = self.extractor
         try:
             if extractor.sentence is not None:
                 bend(extractor.sentence(texts))
@@ -443,9 +456,9 @@ class ScalableLM:
         decided: list[Retrieved] = []
         knowledge = self._knowledge
 
-        def decide(queries: Tensor) -> Mixture:
+        def decide(queries: Tensor, reread: Reread) -> Mixture:
             assert knowledge.retriever is not None
-            decided.append(knowledge.retriever(queries))
+            decided.append(knowledge.retriever(queries, reread))
             return self.supply.mixture(shares_of(decided[0], knowledge.records))
 
         self.backbone.reparameterizer.release()

@@ -65,3 +65,13 @@ def test_positions_count_only_real_tokens(smollm2):
     batch = smollm2.batch(rows)
     for i in range(2):
         assert torch.equal(batch.positions[i][batch.mask[i]], torch.arange(int(batch.mask[i].sum())))
+
+
+@pytest.mark.parametrize("which", ["minilm", "smollm2"])
+def test_a_row_taken_out_of_a_batch_is_the_one_that_was_never_in_it(which, request):
+    backbone = request.getfixturevalue(which)
+    rows = [backbone.row(p, is_truncating=False, where="row") for p in ("hi", "a much longer text than that")]
+    taken, single = backbone.batch(rows).alone(0), backbone.batch(rows[:1])
+    for name in ("ids", "mask", "content", "positions"):
+        assert torch.equal(getattr(taken, name), getattr(single, name))
+    assert taken.targets.shape == (1, 0)

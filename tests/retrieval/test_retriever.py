@@ -87,6 +87,47 @@ def test_a_row_is_decided_alone_whatever_its_neighbours_are(five):
         assert alone.is_abstained[0] == together.is_abstained[i]
 
 
+def test_only_a_row_whose_decision_hangs_on_rounding_is_read_by_itself(five):
+    epsilon, two = torch.finfo(torch.bfloat16).eps, five[:2]
+    retriever = Retriever(
+        two, sum(t.scatter.double() for t in two), RetrievalConfig(is_abstaining=False), epsilon=epsilon
+    )
+    clear = rows_of(1, 1, seed=3)
+    between = (five[0].means + five[1].means).float() / 2
+    nudge = 1e-4 * (five[0].means - five[1].means).float()
+    alone, together = torch.cat([clear, between + nudge]), torch.cat([clear, between - nudge])
+    expected, swayed = retriever(alone), retriever(together)
+    assert expected.tasks[1, 0] != swayed.tasks[1, 0]
+    asked: list[int] = []
+
+    def reread(row: int) -> torch.Tensor:
+        asked.append(row)
+        return alone[row]
+
+    found = retriever(together, reread)
+    assert asked == [1]
+    assert torch.equal(found.tasks, expected.tasks)
+    assert torch.equal(together[1], (between - nudge)[0])  # the caller's queries stay as they were
+
+
+def test_a_row_near_its_threshold_is_read_by_itself(five):
+    retriever = Retriever(five, sum(t.scatter.double() for t in five), RetrievalConfig(), epsilon=1e-3)
+    key, direction = five[0].means[0], rows_of(0, 1, seed=9)[0] - five[0].means[0]
+
+    def at(length: float) -> torch.Tensor:
+        return (key + length * direction)[None].float()
+
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if retriever(at(middle)).is_abstained[0] else (middle, high)
+    inside, outside = at(low - 1e-3), at(high + 1e-3)
+    assert not retriever(inside).is_abstained[0]
+    found = retriever(torch.cat([outside, key[None].float()]), lambda _: inside[0])
+    assert retriever(outside).is_abstained[0]
+    assert not found.is_abstained.any()
+
+
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(5)))
 def test_the_order_of_tasks_changes_no_decision(order):

@@ -57,6 +57,17 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
 
+    def alone(self, row: int) -> Batch:
+        """The prompt of one row by itself, (1, T) with no padding and no targets."""
+        own, kept = slice(row, row + 1), self.mask[row]
+        return Batch(
+            self.ids[own, kept],
+            self.mask[own, kept],
+            self.content[own, kept],
+            self.positions[own, kept],
+            self.targets[own, :0],
+        )
+
 
 class Renderer:
     """Renders and tokenizes prompts for one backbone.

@@ -199,7 +199,12 @@ class CosineScorer:
         tasks: keys of each task, as :func:`learn_cosine_keys` gives them.
         num_groups: G.
         false_refusal_rate: share of a task's own rows that may be refused.
+
+    Attributes:
+        rounding: above the largest seen (``docs/results/retrieval.md``).
     """
+
+    rounding = 0.15
 
     def __init__(self, tasks: Sequence[TaskKeys], num_groups: int, false_refusal_rate: float) -> None:
         counts = torch.tensor([task.num_keys for task in tasks])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,9 @@ from slm.retrieval.scoring import LoadScatter, Scorer, fit_scorer
 STRETCHES = {"ends": 1.2}
 """By how much requests lie farther (squared) than any rows left out of the training rows, by pooling: single
 words after a deep layer vary more than training rows show (``docs/results/retrieval.md``)."""
+
+Reread = Callable[[int], Tensor]
+"""Gives the query of a row of the batch, (C,) float32, as it is when the row is read by itself."""
 
 NUM_CANDIDATES = 32
 """M, the nearest keys a decision looks at; all of them in a store of no more keys."""
@@ -84,6 +87,7 @@ class Retriever:
             carry theirs.
         device: where the exact index computes.
         background: of texts of all kinds; the cosine form has no use for it.
+        epsilon: of the numbers that the backbone computes with; decisions are rounded as coarsely.
 
     Raises:
         ConfigError: the vector index is asked for and FAISS is not installed.
@@ -97,6 +101,7 @@ class Retriever:
         load_scatter: LoadScatter | None = None,
         device: torch.device | str = "cpu",
         background: Background | None = None,
+        epsilon: float = torch.finfo(torch.float32).eps,
     ) -> None:
         self.config = config
         rate = 0.01 if config.false_refusal_rate is None else config.false_refusal_rate
@@ -111,13 +116,41 @@ class Retriever:
                 tasks, scatter_sum, rate, load_scatter, has_priors=has_priors, background=background
             )
         self.index = build_index(self.scorer.keys, config, device)
+        self._rounding = self.scorer.rounding * epsilon
 
-    def __call__(self, queries: Float[Tensor, "B C"]) -> Retrieved:
+    def __call__(self, queries: Float[Tensor, "B C"], reread: Reread | None = None) -> Retrieved:
         """Retrieve for each row; its result does not depend on the other rows.
+
+        A backbone rounds a row differently in other company. Where a decision is that close, the query read
+        from the row by itself decides, so that neighbours change no decision either.
+
+        Args:
+            queries: (B, C), read together.
+            reread: reads a row by itself; without it the queries are taken as they are.
 
         Raises:
             StoreError: a threshold needs statistics that the store cannot give.
         """
+        retrieved = self._decide(queries)
+        if reread is None or len(queries) < 2:
+            return retrieved
+        close = self._is_close(retrieved).nonzero().flatten().tolist()
+        if not close:
+            return retrieved
+        queries = queries.clone()
+        for row in close:
+            queries[row] = reread(row)
+        return self._decide(queries)
+
+    def _is_close(self, retrieved: Retrieved) -> Bool[Tensor, " B"]:
+        """(B,) bool, whether rounding could make another key the nearest, or the row abstain or not."""
+        distances = retrieved.distances
+        is_close = (distances[:, 0] - retrieved.thresholds).abs() < self._rounding
+        if distances.shape[1] > 1:
+            is_close |= distances[:, 1] - distances[:, 0] < self._rounding
+        return is_close
+
+    def _decide(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         scorer, config = self.scorer, self.config
         points = scorer.points(queries.cpu())
         squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))

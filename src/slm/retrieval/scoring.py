@@ -48,8 +48,11 @@ class Scorer(Protocol):
         tasks: (N,) int64, the task each key belongs to; keys of one task follow each other.
         increments: (N,) int64, which of its task's increments each key owns.
         keys: (N, J) float64, the key points, N ≥ 1.
+        rounding: how much a difference of relative distances may change with the company a row is read in, in
+            units of the epsilon of the backbone's numbers.
     """
 
+    rounding: float
     tasks: Int[Tensor, " N"]
     increments: Int[Tensor, " N"]
     keys: Float[Tensor, "N J"]
@@ -111,9 +114,14 @@ class GaussianScorer:
         load_scatter: gives a task's scatter when its threshold is first needed.
         log_priors: (N,) float64, log π_n ≤ 0 of each key up to a constant; None is the same for all.
 
+    Attributes:
+        rounding: above the largest seen (``docs/results/retrieval.md``).
+
     With priors the score is log π_n − ½ |y − y_n|², and points get one more coordinate, 0 for a query and
     √(−2 log π_n) for a key: the nearest key stays the most likely one, so any index serves this too.
     """
+
+    rounding = 640.0
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ def inspection_router(desk: Desk) -> APIRouter:
 def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:
     if known.retriever is None:
         return [{"is_abstained": True, "candidates": []} for _ in texts]
-    retrieved = known.retriever(desk.engine.model.queries(texts))
+    retrieved = desk.engine.model.decide(known.retriever, texts)
     thresholds = retrieved.thresholds.tolist()
     all_thresholds = known.retriever.scorer.thresholds(retrieved.candidates.flatten())
     limits = all_thresholds.view(retrieved.candidates.shape).tolist()

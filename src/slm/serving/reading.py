@@ -53,7 +53,7 @@ class Reading:
             with model.bending(batch, texts, routing.decide, is_two_pass=routing.needs_two_passes):
                 self._answer(asked, batch, routing)
         else:
-            backbone.reparameterizer.bind(routing.decide(None))
+            backbone.reparameterizer.bind(routing.decide())
             self._answer(asked, batch, routing)
 
     def _answer(self, asked: Sequence[Asked], batch: Batch, routing: Routing) -> None:

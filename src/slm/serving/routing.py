@@ -10,6 +10,7 @@ from torch import Tensor
 from slm.backbone.reparameterize import Mixture
 from slm.knowledge import Knowledge, Share, Shares, shares_of
 from slm.model import ScalableLM
+from slm.retrieval.retriever import Reread
 from slm.serving.refusals import unknown_task
 from slm.serving.work import Asked, Decided
 from slm.store import TaskRecord
@@ -57,15 +58,19 @@ class Routing:
         own = [self._forced[row.task] for row in self._rows if row.task is not None]
         return self.knowledge.needs_two_passes or any(r.metadata.get("needs_two_passes") for r in own)
 
-    def decide(self, queries: Tensor | None) -> Mixture:
-        """The mixture of all rows, from their queries (B, C); None where no row needs them."""
+    def decide(self, queries: Tensor | None = None, reread: Reread | None = None) -> Mixture:
+        """The mixture of all rows.
+
+        Args:
+            queries: (B, C); None where no row needs them.
+            reread: reads the query of a row by itself.
+        """
         by_choice: dict[str | None, list[int]] = {}
         for number, row in enumerate(self._rows):
             if row.task is not None or (row.is_routed and queries is not None):
                 by_choice.setdefault(row.task, []).append(number)
         for task, numbers in by_choice.items():
-            own = None if queries is None else queries[numbers]
-            for number, shares in zip(numbers, self._choose(task, own, len(numbers)), strict=True):
+            for number, shares in zip(numbers, self._choose(task, numbers, queries, reread), strict=True):
                 self.shares[number] = shares
         self.mixture = self._model.supply.mixture(self.shares)
         return self.mixture
@@ -90,13 +95,16 @@ class Routing:
         is_abstained = asked.is_routed and not names
         return Decided(tuple(names), is_abstained, self.knowledge.version, len(asked.row.prompt))
 
-    def _choose(self, task: str | None, queries: Tensor | None, num_rows: int) -> Sequence[Shares]:
+    def _choose(
+        self, task: str | None, rows: Sequence[int], queries: Tensor | None, reread: Reread | None
+    ) -> Sequence[Shares]:
         known = self.knowledge
         if task is not None:
             record = self._forced[task]
             if record.num_increments == 1:
-                return [[Share(record, 0, 1.0)]] * num_rows
+                return [[Share(record, 0, 1.0)]] * len(rows)
             known = self._model.reader.read([record], known.version, is_abstaining=False)
         assert known.retriever is not None
         assert queries is not None
-        return shares_of(known.retriever(queries), known.records)
+        own = None if reread is None else lambda place: reread(rows[place])
+        return shares_of(known.retriever(queries[list(rows)], own), known.records)
