@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-import uvicorn
 
 from slm.model import ScalableLM
 from slm.serving.app import create_app
-from slm.serving.running import patient_protocol
+from slm.serving.running import server_of
 from slm.serving.settings import ServingSettings
 from tests.backbone.families import load, save
 from tests.serving.stores import make_store
@@ -44,25 +43,15 @@ def fresh_model(store, tiny_folder) -> ScalableLM:
 def serving(model: ScalableLM, **settings: object) -> Iterator[str]:
     """Serve a model over real HTTP; gives the address."""
     chosen = replace(ServingSettings(poll_s=0.1, grace_s=10.0), port=0, **settings)
-    app = create_app(model, chosen)
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        http=patient_protocol(chosen.header_timeout_s),
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=10,
-    )
-    server = uvicorn.Server(config)
+    server = server_of(create_app(model, chosen), chosen)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     ends = time.monotonic() + 60
     while not server.started and time.monotonic() < ends and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        scheme = "http" if chosen.certificate is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -96,6 +99,44 @@ def test_other_web_pages_and_other_names_of_this_machine_are_refused(address):
     assert "access-control-allow-origin" not in post(address, CHAT, body).headers
 
 
+def test_a_web_page_of_an_allowed_origin_may_ask_and_no_other(store, tiny_folder):
+    body, origin = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode(), "https://app.example"
+    wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    with serving(fresh_model(store, tiny_folder), origins=(origin,)) as address:
+        allowed = httpx2.options(address + CHAT, headers=wish | {"origin": origin})
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == origin
+        answer = post(address, CHAT, body, origin=origin)
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "X-SLM-Mixture" in answer.headers["access-control-expose-headers"]
+        other = {"origin": "https://evil.example"}
+        assert (
+            "access-control-allow-origin" not in httpx2.options(address + CHAT, headers=wish | other).headers
+        )
+        assert post(address, CHAT, body, **other).json()["error"]["code"] == "wrong_origin"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_with_a_certificate_the_server_speaks_tls_alone(tmp_path, store, tiny_folder):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    words = (
+        "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    made = ["openssl", *words.split(), "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode()
+    settings = {"certificate": certificate, "certificate_key": key}
+    with serving(fresh_model(store, tiny_folder), **settings) as address:
+        trusting = ssl.create_default_context(cafile=certificate)
+        headers = {"content-type": "application/json"}
+        answer = httpx2.post(address + CHAT, content=body, headers=headers, verify=trusting, timeout=60)
+        assert answer.status_code == 200
+        with pytest.raises(httpx2.ConnectError, match=r"self-signed|self signed"):
+            httpx2.get(address + "/health")
+        with pytest.raises(httpx2.HTTPError):
+            httpx2.get(address.replace("https:", "http:") + "/health")
+
+
 def test_keys_separate_asking_teaching_and_administration(tmp_path, store, tiny_folder):
     file = tmp_path / "keys.json"
     keys = {scope: add_key(file, scope, [scope]) for scope in ("ask", "teach", "admin")}
@@ -123,6 +164,17 @@ def test_keys_separate_asking_teaching_and_administration(tmp_path, store, tiny_
 def test_a_server_without_keys_listens_to_this_machine_alone():
     with pytest.raises(ConfigError, match=r"host 0\.0\.0\.0 can be reached from other machines"):
         ServingSettings(host="0.0.0.0")
+
+
+def test_a_certificate_that_cannot_be_used_is_refused_before_anything_starts(tmp_path):
+    file = tmp_path / "certificate.pem"
+    with pytest.raises(ConfigError, match="go together"):
+        ServingSettings(certificate=file)
+    with pytest.raises(ConfigError, match=r"certificate\.pem does not exist"):
+        ServingSettings(certificate=file, certificate_key=file)
+    file.write_text("no certificate")
+    with pytest.raises(ConfigError, match="are no certificate and its key"):
+        ServingSettings(certificate=file, certificate_key=file)
 
 
 def test_slow_clients_are_let_go_while_others_are_answered(store, tiny_folder):

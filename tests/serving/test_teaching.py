@@ -110,6 +110,20 @@ def test_a_job_can_be_cancelled_and_the_store_is_as_it_was(place):
     assert httpx2.get(f"{address}/v1/tasks/never").status_code == 404
 
 
+def test_a_server_that_stops_does_not_wait_for_those_who_watch_a_job(tmp_path, tiny_folder):
+    model, cards = make_store(tmp_path / "store", load(tiny_folder)), []
+    with serving(model, is_teaching=True) as address:
+        job = teach(address, "never", ROWS, num_epochs="1000").json()
+        events = httpx2.stream("GET", f"{address}/v1/jobs/{job['id']}/events", timeout=60)
+        lines = events.__enter__().iter_lines()
+        cards.append(json.loads(next(lines)[6:]))
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5  # of a grace time of 10 s
+    cards += [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    events.__exit__(None, None, None)
+    assert all(card["state"] in ("queued", "running") for card in cards)
+
+
 def test_what_another_process_teaches_is_taken_in(place, tiny_folder):
     folder, address = place
     other = ScalableLM.open(folder, load(tiny_folder))

@@ -42,10 +42,12 @@ def test_a_request_is_answered_upstream_by_its_tasks_own_adapter(servers, store,
             assert answer.choices[0].message.content == own.text
             assert answer.model == "auto"
             assert answer.slm["mixture"][0]["task"] == task
-            stream = client.chat.completions.create(
-                model="auto", messages=messages, max_tokens=8, stream=True
+            stream = list(
+                client.chat.completions.create(model="auto", messages=messages, max_tokens=8, stream=True)
             )
             assert "".join(c.choices[0].delta.content or "" for c in stream) == own.text
+            assert {c.model for c in stream} == {"auto"}
+            assert {c.slm["mixture"][0]["task"] for c in stream} == {task}
     commits = {record.name: record.commit_id[:8] for record in library.tasks}
     assert {path.name for path in shared.iterdir()} == {f"{n}-{commits[n]}" for n in ("sums", "cooking")}
     loaded = {card["id"] for card in httpx2.get(f"{behind}/v1/models").json()["data"]}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from socket import socket
+from typing import Any, final
 
 import uvicorn
 from fastapi import FastAPI
@@ -66,9 +67,19 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
     return Protocol
 
 
-def run_app(app: FastAPI, settings: ServingSettings) -> None:
-    """Serve until the process is told to stop; running requests are finished first."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+@final
+class AppServer(uvicorn.Server):
+    """uvicorn's, which at its end waits for answers, but not for those who only watch."""
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Let watchers go, finish what is being answered, and stop."""
+        app: Any = self.config.app
+        app.state.server.teacher.hang_up()
+        await super().shutdown(sockets)
+
+
+def server_of(app: FastAPI, settings: ServingSettings) -> AppServer:
+    """The server of an app that :func:`slm.serving.app.create_app` made, ready to run."""
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -84,4 +95,10 @@ def run_app(app: FastAPI, settings: ServingSettings) -> None:
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )
-    uvicorn.Server(config).run()
+    return AppServer(config)
+
+
+def run_app(app: FastAPI, settings: ServingSettings) -> None:
+    """Serve until the process is told to stop; running requests are finished first."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    server_of(app, settings).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,22 @@ class ServingSettings:
             )
         if (self.certificate is None) != (self.certificate_key is None):
             raise ConfigError("a certificate and its key go together: give both or none")
+        if self.certificate is not None and self.certificate_key is not None:
+            _check_certificate(self.certificate, self.certificate_key)
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    missing = [file for file in (certificate, key) if not file.is_file()]
+    if missing:
+        raise ConfigError(f"{missing[0]} does not exist: name the PEM file of the certificate or of its key")
+    try:
+        # Without a password, so that an encrypted key is refused here and nobody is asked for one later.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise ConfigError(
+            f"{certificate} and {key} are no certificate and its key ({error}): give PEM files that belong "
+            "together, the key not encrypted"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

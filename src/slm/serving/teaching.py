@@ -101,10 +101,17 @@ class Teacher:
         self._jobs: dict[str, Job] = {}
         self._waiting: asyncio.Queue[Job] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     def start(self) -> None:
         """Begin with the first job."""
         self._worker = asyncio.create_task(self._work())
+
+    def hang_up(self) -> None:
+        """Tell whoever watches a job how it stands, and let them go: the server is about to stop."""
+        self._is_closing = True
+        for job in self._jobs.values():
+            job.note()
 
     async def stop(self) -> None:
         """End the running job, and remove everything that was uploaded."""
@@ -173,11 +180,11 @@ class Teacher:
             await self._close(job)
 
     async def watch(self, job: Job) -> AsyncIterator[dict[str, Any]]:
-        """Its card now and after every change, until it is over."""
+        """Its card now and after every change, until it is over or the server stops."""
         while True:
             changed = job.changed
             yield job.card()
-            if job.is_over:
+            if job.is_over or self._is_closing:
                 return
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(changed.wait(), 15)

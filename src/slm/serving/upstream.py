@@ -167,7 +167,9 @@ class Upstream:
         headers = headers_of(decided)
         if body.stream and response.status_code == 200:
             return StreamingResponse(
-                _through(response, stack), media_type="text/event-stream", headers=headers
+                _through(response, stack, {"model": body.model}, knowing(decided)),
+                media_type="text/event-stream",
+                headers=headers,
             )
         try:
             told = json.loads(await response.aread())
@@ -195,16 +197,39 @@ def adapter_name(weights: Weights, records: Mapping[str, TaskRecord]) -> str:
     return "+".join(f"{name}-{commit}-{weight:g}" for name, weight, commit in parts)
 
 
-async def _through(response: httpx2.Response, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    """The upstream's own stream, as it comes; leaving it closes the connection, so it stops writing too."""
+async def _through(
+    response: httpx2.Response, stack: AsyncExitStack, head: Mapping[str, Any], knowing: Mapping[str, Any]
+) -> AsyncIterator[str]:
+    """The upstream's own events, as they come; leaving them closes the connection, so it stops writing too.
+
+    Args:
+        response: streamed by the upstream.
+        stack: closes it.
+        head: of every event, instead of the upstream's own.
+        knowing: what was retrieved, for every event that has a choice.
+    """
     try:
-        async for chunk in response.aiter_raw():
-            yield chunk
+        async for line in response.aiter_lines():
+            yield f"{_told(line, head, knowing)}\n"
     except httpx2.HTTPError as error:
         refusal = _bad_gateway(f"broke off its answer ({type(error).__name__})")
-        yield f"data: {json.dumps(refuse(refusal).body)}\n\n".encode()
+        yield f"data: {json.dumps(refuse(refusal).body)}\n\n"
     finally:
         await stack.aclose()
+
+
+def _told(line: str, head: Mapping[str, Any], knowing: Mapping[str, Any]) -> str:
+    """One line of a stream; what is no event of an answer stays as it is."""
+    try:
+        event = json.loads(line.removeprefix("data:")) if line.startswith("data:") else None
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "choices" not in event:
+        return line
+    event |= head
+    if event["choices"]:
+        event["slm"] = knowing
+    return f"data: {json.dumps(event)}"
 
 
 def _bad_gateway(what: str) -> Refused:
