@@ -105,26 +105,35 @@ def build(folder: Path, backbone: str, texts: dict[str, list[str]], options: dic
     return model
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def start_server(store: Path, port: int, num_rows: int, *flags: str) -> subprocess.Popen[bytes]:
+    """A server in a process of its own, ready to answer at 127.0.0.1."""
+    command = [sys.executable, "-m", "slm.cli.main", "serve", str(store), "--port", str(port)]
+    command += ["--max-rows", str(num_rows), "--max-queue", "4096", "--deadline", "3600", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        try:
+            if httpx2.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
+                return process
+        except httpx2.HTTPError:
+            time.sleep(0.5)
+    process.kill()
+    raise SystemExit("the server did not start")
+
+
 @contextmanager
 def serving(store: Path, num_rows: int):
     """A server in a process of its own; gives its address."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "slm.cli.main", "serve", str(store), "--port", str(port)]
-    command += ["--max-rows", str(num_rows), "--max-queue", "4096", "--deadline", "3600"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
+    port = free_port()
+    process = start_server(store, port, num_rows)
     try:
-        for _ in range(1200):
-            try:
-                if httpx2.get(f"{address}/ready", timeout=5).status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                time.sleep(0.5)
-        else:
-            raise SystemExit("the server did not start")
-        yield address
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(60)
