@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slm.errors import ConfigError, DataError, StoreError, TaskError
+from slm.errors import BackboneError, ConfigError, DataError, StoreError, TaskError
 from slm.model import ScalableLM
 from slm.retrieval.retriever import Retriever
 from slm.tasks import Task
@@ -299,3 +299,12 @@ def test_explain_lists_every_task_with_the_weights_ask_uses(encoder):
     assert explanation.candidates[0].distance < explanation.candidates[0].threshold
     assert sum(c.probability for c in explanation.candidates) == pytest.approx(1.0)
     assert encoder.ask("i loved it")[0].tasks == (("moods", pytest.approx(1.0)),)
+
+
+def test_a_used_folder_is_refused_before_the_backbone_is_looked_for(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="is not empty"):
+        ScalableLM.create(tmp_path, "no/such-backbone")
+    with pytest.raises(BackboneError):
+        ScalableLM.create(tmp_path / "new", "no/such-backbone")
+    assert not (tmp_path / "new").exists()

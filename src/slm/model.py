@@ -76,7 +76,7 @@ class ScalableLM:
             ConfigError: the settings do not fit the backbone.
             StoreError: the folder is not empty or cannot be written.
         """
-        config = config or Config()
+        config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
         # The store names what it reads, whatever later versions read by default.
         config = replace(config, retrieval=settle_reading(config.retrieval, loaded.num_layers))

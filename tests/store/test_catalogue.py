@@ -349,7 +349,7 @@ def test_a_store_is_made_only_in_a_new_or_empty_folder(tmp_path):
         f"{tmp_path / 'used'} is not empty: open it if it is a store, or choose another folder"
     )
     with pytest.raises(
-        StoreError, match=r"no store can be made at .*file \(File exists\): choose another folder"
+        StoreError, match=r"no store can be made at .*file \(Not a directory\): choose another folder"
     ):
         Store.create(tmp_path / "used" / "file", manifest)
     (tmp_path / "empty").mkdir()

@@ -72,11 +72,9 @@ class Store:
         Raises:
             StoreError: the folder is not empty or cannot be written, or the config is not plain JSON.
         """
-        path = Path(path).absolute()
+        path = cls.check_place(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StoreError(f"{path} is not empty: open it if it is a store, or choose another folder")
             (path / TASKS_FOLDER).mkdir()
             (path / "pooled").mkdir()
             Tables.create(path / "catalogue")
@@ -84,10 +82,23 @@ class Store:
                 manifest = replace(manifest, background_sha256=write_background(path, background))
             write_manifest(path, manifest, FORMAT_VERSION)  # last: from here on it is a store
         except OSError as error:
-            raise StoreError(
-                f"no store can be made at {path} ({error.strerror}): choose another folder"
-            ) from error
+            raise _no_place(path, error) from error
         return cls(path, manifest)
+
+    @staticmethod
+    def check_place(path: str | Path) -> Path:
+        """The absolute path of a new or empty folder; nothing is written.
+
+        Raises:
+            StoreError: it holds something, is no folder or cannot be read.
+        """
+        path = Path(path).absolute()
+        try:
+            if path.exists() and any(path.iterdir()):
+                raise StoreError(f"{path} is not empty: open it if it is a store, or choose another folder")
+        except OSError as error:
+            raise _no_place(path, error) from error
+        return path
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -309,6 +320,10 @@ class Store:
         if record.sequence % _COMMITS_PER_COMPACTION == 0:
             with suppress(StoreError):  # only slower
                 self._tables.compact()
+
+
+def _no_place(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"no store can be made at {path} ({error.strerror}): choose another folder")
 
 
 def _taken(name: str, path: Path) -> TaskError:
