@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slm.backbone.backbone import Backbone
 from slm.config import IncrementConfig, LearningConfig
-from slm.learning.trainer import Learnable
+from slm.learning.learnable import Learnable
 
 NUM_ROWS, NUM_TOKENS, RANK = 8, 64, 8
 

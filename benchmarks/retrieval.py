@@ -91,9 +91,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument(
-        "--parts", default="routing,all-rows,abstention,learned,reading,rounding", help="which to run"
-    )
+    parser.add_argument("--parts", default="routing,all-rows,abstention,costs,overlap,reading,rounding")
     parser.add_argument("--readings", default=",".join(r.name for r in READINGS))
     parser.add_argument("--train", type=int, default=500, help="training rows per task")
     parser.add_argument("--test", type=int, default=200, help="test rows per task")
@@ -231,16 +229,17 @@ def main() -> None:
         for reading, splits, _ in all_queries(wanted, whole):
             known.setdefault(reading.name, {})["all rows"] = all_rows_routing(splits)
             keep()
-    if "learned" in parts:
+    if "costs" in parts:
         long = Stream.load(
             args.data, CLASSIFICATIONS, limit=args.train, test_limit=args.learned_test, seed=args.seed
         )
-        pairs = Stream.load(args.data, OVERLAPPING, limit=400, test_limit=300, seed=args.seed)
         with tempfile.TemporaryDirectory() as folder:
-            results["learned"] = {
-                "costs": confusion_costs(long, Path(folder) / "long"),
-                "overlap": overlap(pairs, Path(folder) / "pairs"),
-            }
+            results["costs"] = confusion_costs(long, Path(folder))
+        keep()
+    if "overlap" in parts:
+        pairs = Stream.load(args.data, OVERLAPPING, limit=400, seed=args.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            results["overlap"] = overlap(pairs, Path(folder))
         keep()
     keep()
     print(tables(results, args.train, args.test))

@@ -2,7 +2,8 @@
 
 MiniLM learns the 15 classifications of the long stream; every test row is answered by its own task's
 knowledge, by the nearest task's alone (K = 1) and by the mixture (the default K). Then a store whose tasks
-truly overlap: each of three data sets cut at random into two tasks, either of which fits every row.
+truly overlap: each of three data sets cut at random into two tasks, either of which fits every row,
+three times over.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from slm import Answer, Config, ScalableLM, Stream, Task
 from slm.config import BackboneConfig, LearningConfig, RetrievalConfig
 from slm.store import TaskKnowledge
 
 OVERLAPPING = ("agnews", "sst2", "yahoo")
+NUM_CUTS = 3
 
 Rights = Mapping[str, Sequence[bool]]
 
@@ -98,14 +102,26 @@ def halves(stream: Stream, seed: int = 0) -> Stream:
 
 
 def overlap(stream: Stream, folder: Path, num_epochs: int = 3) -> dict[str, dict[str, float]]:
-    """Accuracy of K = 1 and K = 2 where every row belongs to two tasks alike."""
-    models = learn(halves(stream), folder, num_epochs)
+    """Accuracy of K = 1 and K = 2 where every row belongs to two tasks alike, over several cuts.
+
+    ``error`` is the standard error of the difference of the two, the rows being drawn anew.
+    """
+    singles, mixtures, num_mixed = ({task.name: [] for task in stream} for _ in range(3))
+    for seed in range(NUM_CUTS):
+        models = learn(halves(stream, seed), folder / str(seed), num_epochs)
+        for task in stream:
+            single, mixed = answer(models[1], task), answer(models[2], task)
+            singles[task.name].append(rights(single, task))
+            mixtures[task.name].append(rights(mixed, task))
+            num_mixed[task.name].append(sum(len(a.tasks) > 1 for a in mixed))
     found = {}
     for task in stream:
-        single, mixed = answer(models[1], task), answer(models[2], task)
+        one, two = (torch.tensor(cuts[task.name]).double().mean(0) for cuts in (singles, mixtures))
         found[task.name] = {
-            "K = 1": sum(rights(single, task)) / len(task.test),
-            "K = 2": sum(rights(mixed, task)) / len(task.test),
-            "mixed rows": sum(len(a.tasks) > 1 for a in mixed) / len(task.test),
+            "rows": len(task.test),
+            "K = 1": float(one.mean()),
+            "K = 2": float(two.mean()),
+            "error": float((two - one).std()) / len(task.test) ** 0.5,
+            "mixed rows": sum(num_mixed[task.name]) / NUM_CUTS / len(task.test),
         }
     return found

@@ -10,8 +10,8 @@ from slm import ScalableLM, Task
 from slm.config import BackboneConfig, Config, IncrementConfig, LearningConfig
 from slm.errors import ConfigError
 from slm.increments.increment import Increment, LowRankPair, concatenate, lower_rank
+from slm.learning.learnable import Learnable
 from slm.learning.learner import training_rows
-from slm.learning.trainer import Learnable
 from slm.learning.transfer import PENALTIES, begin_from, features, fit_probe, is_certain
 from slm.store import TaskKnowledge
 from tests.backbone.families import load, save

@@ -24,7 +24,8 @@ from slm.backbone.backbone import BackboneKind
 from slm.backbone.reparameterize import LearningBinding, Mixture
 from slm.errors import ConfigError
 from slm.increments.increment import Increment, concatenate, lower_rank
-from slm.learning.trainer import Learnable, TrainingRow
+from slm.learning.learnable import Learnable
+from slm.learning.trainer import TrainingRow
 from slm.model import ScalableLM
 from slm.tasks.sampling import rank as rank_by_seed
 

@@ -52,7 +52,7 @@ class OrthogonalIncrements(SharedIncrement):
         if not self.num_earlier:
             return super().bind()
         changes = {name: Summed(self.newest(name), *self.earlier[name]) for name in self.names}
-        self._backbone[0].reparameterizer.bind_each(changes)
+        self.backbone.reparameterizer.bind_each(changes)
 
     def newest(self, name: str) -> LearningBinding:
         """The increment of a layer that learns."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slm.answer import Answer
 from slm.backbone.backbone import Backbone, BackboneKind
@@ -33,13 +33,13 @@ from slm.bench.baselines.rows import (
 from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import LearningConfig
-from slm.errors import LearningError
+from slm.learning.learnable import Trainable
 from slm.learning.objectives import answer_objective, label_objective
 from slm.learning.trainer import fit
 from slm.tasks import Task
 
 
-class WholeModel(nn.Module):
+class WholeModel(Trainable):
     """Backbone and head, all of it trained; computed in bfloat16 where the processor has it.
 
     Args:
@@ -48,9 +48,7 @@ class WholeModel(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, config: LearningConfig) -> None:
-        super().__init__()
-        self._backbone = (backbone,)
-        self.settings = config  # not `config`: Trainer would take it for a transformers model's
+        super().__init__(backbone, config)
         self.network = backbone.model.requires_grad_(True)
         is_encoder = backbone.kind is BackboneKind.ENCODER
         self.head = GrowingHead(backbone.num_channels).to(backbone.device) if is_encoder else None
@@ -63,11 +61,6 @@ class WholeModel(nn.Module):
         """Take such a checkpoint; a second name of a tensor follows the first."""
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
-    @property
-    def backbone(self) -> Backbone:
-        """The copy that is trained."""
-        return self._backbone[0]
-
     def bind(self) -> None:
         """Nothing is bound: the weights themselves change."""
 
@@ -76,29 +69,12 @@ class WholeModel(nn.Module):
         device = self.backbone.device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or _has_bfloat16())
 
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        content: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
-        """The loss of a batch, its columns named as in :class:`slm.backbone.prompts.Batch`."""
-        batch = Batch(ids, mask, content, positions, targets)
+    def loss(self, batch: Batch, labels: Tensor, weights: Tensor) -> Tensor:
+        """The task's loss."""
         with self.mixed_precision():
             if self.head is None:
-                loss = answer_objective(self.backbone, batch).loss
-            else:
-                loss = label_objective(self.backbone, self.head, batch, labels).loss
-        if not torch.isfinite(loss):
-            raise LearningError(
-                f"the loss became {float(loss.detach())} while the whole model was trained: lower "
-                f"learning_rate ({self.settings.learning_rate:g}) or look for odd texts"
-            )
-        return {"loss": loss}
+                return answer_objective(self.backbone, batch).loss
+            return label_objective(self.backbone, self.head, batch, labels).loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone and head with their own learning rates."""

@@ -32,8 +32,9 @@ from slm.bench.baselines.rows import (
 from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import IncrementConfig, LearningConfig
+from slm.learning.learnable import Learnable
 from slm.learning.objectives import Outcome
-from slm.learning.trainer import Learnable, TrainingRow, fit
+from slm.learning.trainer import TrainingRow, fit
 from slm.tasks import Task
 
 
@@ -56,11 +57,6 @@ class SharedIncrement(Learnable):
             self.head = GrowingHead(backbone.num_channels).to(backbone.device)
         self.labels: list[str] = []
         self.penalty: Callable[[], Tensor] | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        """The frozen backbone."""
-        return self._backbone[0]
 
     def meet(self, labels: Sequence[str]) -> None:
         """Take in the labels of a task; those known already keep their place."""

@@ -18,8 +18,7 @@ from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import Prefill
 from slm.backbone.heads import pool_mean
 from slm.backbone.prompts import IGNORED, Batch
-from slm.config import LearningConfig
-from slm.errors import LearningError
+from slm.learning.learnable import Trainable
 
 
 def widened(backbone: Backbone, batch: Batch, num_prompts: int) -> Batch:
@@ -84,7 +83,7 @@ def draw_prompts(backbone: Backbone, num_prompts: int, seed: int) -> Tensor:
     return table.detach()[chosen.to(table.device)].float().clone()
 
 
-class Prompted(nn.Module, abc.ABC):
+class Prompted(Trainable):
     """Something trainable that chooses prompts for each row; an encoder's head goes with it.
 
     Args:
@@ -93,16 +92,6 @@ class Prompted(nn.Module, abc.ABC):
     """
 
     head: nn.Module | None
-
-    def __init__(self, backbone: Backbone, config: LearningConfig) -> None:
-        super().__init__()
-        self._backbone = (backbone,)  # in a tuple, so that torch does not count it among the parameters
-        self.settings = config  # not `config`: Trainer would take it for a transformers model's
-
-    @property
-    def backbone(self) -> Backbone:
-        """The frozen backbone."""
-        return self._backbone[0]
 
     @abc.abstractmethod
     def choose(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -116,31 +105,14 @@ class Prompted(nn.Module, abc.ABC):
         """Leave the backbone's layers as they are."""
         self.backbone.reparameterizer.release()
 
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        content: Tensor,
-        positions: Tensor,
-        targets: Tensor,
-        labels: Tensor,
-        weights: Tensor,
-    ) -> dict[str, Tensor]:
-        """The loss of a batch, its columns named as in :class:`slm.backbone.prompts.Batch`."""
-        batch = Batch(ids, mask, content, positions, targets)
+    def loss(self, batch: Batch, labels: Tensor, weights: Tensor) -> Tensor:
+        """The task's loss and, while learning, what choosing adds to it."""
         prompts, extra = self.choose(batch)
         if self.head is None:
             loss = prompted_loss(self.backbone, batch, prompts)
         else:
             loss = functional.cross_entropy(self.head(prompted_pooled(self.backbone, batch, prompts)), labels)
-        if self.training:
-            loss = loss + extra
-        if not torch.isfinite(loss):
-            raise LearningError(
-                f"the loss became {float(loss.detach())} while prompts were learned: lower learning_rate "
-                f"({self.settings.learning_rate:g}) or look for odd texts"
-            )
-        return {"loss": loss}
+        return loss + extra if self.training else loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Prompts and head with their own learning rates; prompts, like words, are not decayed."""
