@@ -168,6 +168,27 @@ def test_a_compiled_net_is_not_compiled_again_for_another_mixture_of_the_same_sh
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("ranks", "num_tokens"), [((8, 8, 8), 1), ((5, 3, 7), 1), ((16, 11, 2), 3)])
+def test_the_kernel_gives_a_row_the_same_bits_beside_rows_that_share_its_increments(ranks, num_tokens, dtype):
+    draw = torch.Generator().manual_seed(4)
+    slots, weights = torch.randint(0, 3, (23, 2), generator=draw), torch.rand(23, 2, generator=draw)
+    weights[::3, 1] = 0.0
+    weights[::5] = 0.0
+    _, bound = net_of(dtype)
+    increments = [random_increment(seed, rank) for seed, rank in enumerate(ranks)]
+    bound.bind(Mixture(increments, slots, weights))
+    x = torch.randn(23, num_tokens, NUM_IN, generator=draw).to(dtype)
+    y = torch.randn(23, num_tokens, NUM_OUT, generator=draw).to(dtype)
+    together = bound.layers["0"].binding.add(y.clone(), x)
+    for i in range(23):
+        with bound.selected(torch.tensor([i])):
+            alone = bound.layers["0"].binding.add(y[i : i + 1].clone(), x[i : i + 1])
+        assert torch.equal(alone[0], together[i])
+        assert torch.equal(alone[0], y[i]) == (i % 5 == 0)
+
+
+@needs_kernel
 def test_every_way_gives_the_same_bits_whatever_was_asked_before():
     net, bound = net_of(torch.float32)
     fresh, same = net_of(torch.float32)

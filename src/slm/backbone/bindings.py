@@ -10,6 +10,7 @@ All give the same sums; which one is taken depends on sizes and the device (``do
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -78,6 +79,11 @@ class Rows:
         self._spread: dict[torch.dtype, Tensor] = {}
         self._mask: dict[torch.dtype, Tensor] = {}
         self._bags: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @cached_property
+    def order(self) -> Int[Tensor, " B"]:
+        """(B) int64, the rows, those with the same slots one after the other: the kernel reads these once."""
+        return torch.tensor(sorted(range(len(self.slots)), key=self.slots.tolist().__getitem__))
 
     def to(self, device: torch.device) -> Rows:
         """The same on another device."""
@@ -168,7 +174,10 @@ class RowBinding:
             if num_tokens <= (MAX_KERNEL_ALIKE if rows.is_shared else MAX_KERNEL_TOKENS):
                 features = x.shape[-1], y.shape[-1]
                 sizes = kernel_sizes(num_rows, num_tokens, num_slots, rows.rank, down.shape[1], features)
-                call = (*(half.data_ptr() for half in (down, up, rows.slots, rows.weights)), *sizes)
+                call = (
+                    *(part.data_ptr() for part in (down, up, rows.slots, rows.weights, rows.order)),
+                    *sizes,
+                )
             self._call = x.shape, call
         return self._call[1]
 

@@ -1,10 +1,12 @@
 // y_b += sum over k, r of  w_bk * (A_kr . x_b) * B_kr  for every row b, the pairs read where they lie in the bank.
 //
 // x (B * T, I), y (B * T, O), down (S, stride, I), up (S, stride, O) in float32 or bfloat16, stride >= R; slots
-// (B, K), weights (B, K) float32. The T tokens of a row are bent alike. Sums are kept in float32 and y is rounded
-// once; a row without weights is not touched.
+// (B, K), weights (B, K) float32; order (B), the rows so that those with the same slots follow each other: up to
+// four of their tokens share what is read. Sums are kept in float32, in the same order in whatever company, and y
+// is rounded once; a row without weights is not touched.
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -53,6 +55,19 @@ inline Vector load(const bfloat16 *values) {
     return wide;
 }
 
+// The sum of all lanes, half by half.
+inline float total(const Vector &sums) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eights[2];
+    std::memcpy(eights, &sums, sizeof eights);
+    eights[0] += eights[1];
+    Four fours[2];
+    std::memcpy(fours, eights, sizeof fours);
+    fours[0] += fours[1];
+    return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
+}
+
 struct Sizes {
     int64_t num_rows, num_tokens, num_slots, rank, stride, num_in, num_out;
 };
@@ -85,8 +100,7 @@ inline void down_ranks(Tokens<V> &tokens, Half<T> A, const T *next, int64_t at, 
     }
     for (int v = 0; v < V; v++)
         for (int q = 0; q < Q; q++) {
-            float sum = 0;
-            for (int lane = 0; lane < LANES; lane++) sum += sums[v][q][lane];
+            float sum = total(sums[v][q]);
             for (int64_t j = i; j < n; j++) sum += tokens.wide[v][j] * widen(A.data[q * A.width + j]);
             tokens.half[v][at + q] += sum;
         }
@@ -116,8 +130,9 @@ inline void up_ranks(Tokens<V> &tokens, Half<T> B, const T *next, int64_t at, in
 
 template <typename T> struct Bank {
     const T *down, *up;
-    const int64_t *slots;
+    const int64_t *slots;  // of each row
     const float *weights;
+    const int64_t *order;
 };
 
 // All ranks of one slot, Q at a time while there are as many.
@@ -134,70 +149,107 @@ template <typename T> struct Bank {
         r = later;                                                                           \
     }
 
-// V tokens of one row, Q ranks at a time.
+template <typename T> struct Token {
+    const T *x;
+    T *y;
+    const float *weights;  // K
+};
+
+// V tokens with the same slots, Q ranks at a time; `then` is read next.
 template <int V, int Q, typename T>
-void bend_tokens(const T *x, T *y, const Bank<T> &own, const Sizes &sizes, const T *then) {
+void bend_tokens(const Token<T> *own, const int64_t *slots, const Bank<T> &bank, const Sizes &sizes,
+                 const T *then) {
     const int64_t rank = sizes.rank, K = sizes.num_slots;
     const int64_t down_size = sizes.stride * sizes.num_in, up_size = sizes.stride * sizes.num_out;
+    const auto is_used = [&](int64_t k) {
+        bool is_any = false;
+        for (int v = 0; v < V; v++) is_any |= own[v].weights[k] != 0;
+        return is_any;
+    };
     Tokens<V> tokens;
     for (int v = 0; v < V; v++) std::memset(tokens.half[v], 0, K * rank * sizeof(float));
     for (int64_t at = 0; at < sizes.num_in; at += BLOCK) {
         const int64_t n = sizes.num_in - at < BLOCK ? sizes.num_in - at : BLOCK;
-        for (int v = 0; v < V; v++)
-            for (int64_t i = 0; i < n; i++) tokens.wide[v][i] = widen(x[v * sizes.num_in + at + i]);
+        for (int v = 0; v < V; v++) {
+            const T *x = own[v].x + at;
+            for (int64_t i = 0; i < n; i++) tokens.wide[v][i] = widen(x[i]);
+        }
         for (int64_t k = 0; k < K; k++) {
-            if (own.weights[k] == 0) continue;
-            const Half<T> A{own.down + own.slots[k] * down_size + at, sizes.num_in};
-            const T *other = k + 1 < K ? own.down + own.slots[k + 1] * down_size + at
-                                       : own.up + own.slots[0] * up_size;
+            if (!is_used(k)) continue;
+            const Half<T> A{bank.down + slots[k] * down_size + at, sizes.num_in};
+            const T *other = k + 1 < K ? bank.down + slots[k + 1] * down_size + at : bank.up + slots[0] * up_size;
             FOR_RANKS(down_ranks, A, other)
         }
     }
     for (int v = 0; v < V; v++)
         for (int64_t k = 0; k < K; k++)
-            for (int64_t r = 0; r < rank; r++) tokens.half[v][k * rank + r] *= own.weights[k];
+            for (int64_t r = 0; r < rank; r++) tokens.half[v][k * rank + r] *= own[v].weights[k];
     for (int64_t at = 0; at < sizes.num_out; at += BLOCK) {
         const int64_t n = sizes.num_out - at < BLOCK ? sizes.num_out - at : BLOCK;
-        for (int v = 0; v < V; v++)
-            for (int64_t o = 0; o < n; o++) tokens.wide[v][o] = widen(y[v * sizes.num_out + at + o]);
+        for (int v = 0; v < V; v++) {
+            const T *y = own[v].y + at;
+            for (int64_t o = 0; o < n; o++) tokens.wide[v][o] = widen(y[o]);
+        }
         for (int64_t k = 0; k < K; k++) {
-            if (own.weights[k] == 0) continue;
-            const Half<T> B{own.up + own.slots[k] * up_size + at, sizes.num_out};
-            const T *other = k + 1 < K ? own.up + own.slots[k + 1] * up_size + at : then;
+            if (!is_used(k)) continue;
+            const Half<T> B{bank.up + slots[k] * up_size + at, sizes.num_out};
+            const T *other = k + 1 < K ? bank.up + slots[k + 1] * up_size + at : then;
             FOR_RANKS(up_ranks, B, other)
         }
-        for (int v = 0; v < V; v++)
-            for (int64_t o = 0; o < n; o++) narrow(tokens.wide[v][o], y[v * sizes.num_out + at + o]);
+        for (int v = 0; v < V; v++) {
+            T *y = own[v].y + at;
+            for (int64_t o = 0; o < n; o++) narrow(tokens.wide[v][o], y[o]);
+        }
     }
 }
 
-// Some tokens of one row; `then` is where the next row's pairs begin.
-template <typename T>
-void bend_row(const T *x, T *y, const Bank<T> &own, const Sizes &sizes, int64_t num_tokens, const T *then) {
-    bool is_bent = false;
-    for (int64_t k = 0; k < sizes.num_slots; k++) is_bent |= own.weights[k] != 0;
-    if (!is_bent) return;
-    int64_t t = 0;
-    for (; t + 4 <= num_tokens; t += 4)
-        bend_tokens<4, 4>(x + t * sizes.num_in, y + t * sizes.num_out, own, sizes, then);
-    for (; t < num_tokens; t++)
-        bend_tokens<1, 8>(x + t * sizes.num_in, y + t * sizes.num_out, own, sizes, then);
-}
+// Tokens that are bent together: `num` of them from `first` on.
+struct Group {
+    int64_t first;
+    int num;
+    const int64_t *slots;
+};
 
 template <typename T> void bend(const T *x, T *y, const Bank<T> &bank, const Sizes &sizes, int num_threads) {
-    // Tokens of one row are read together, but may be shared among threads.
-    const int64_t portion = sizes.num_rows > 1 ? sizes.num_tokens : 8;
-    const int64_t per_row = (sizes.num_tokens + portion - 1) / portion;
-#pragma omp parallel for num_threads(num_threads) if (num_threads > 1)
-    for (int64_t piece = 0; piece < sizes.num_rows * per_row; piece++) {
-        const int64_t row = piece / per_row, t = piece % per_row * portion;
-        const int64_t left = sizes.num_tokens - t, at = row * sizes.num_tokens + t;
-        const int64_t after = row + 1 < sizes.num_rows ? row + 1 : row;
-        const Bank<T> own{bank.down, bank.up, bank.slots + row * sizes.num_slots,
-                          bank.weights + row * sizes.num_slots};
-        const T *then = bank.down + bank.slots[after * sizes.num_slots] * sizes.stride * sizes.num_in;
-        bend_row(x + at * sizes.num_in, y + at * sizes.num_out, own, sizes, left < portion ? left : portion,
-                 then);
+    const int64_t K = sizes.num_slots;
+    std::vector<Token<T>> tokens;
+    std::vector<Group> groups;
+    tokens.reserve(sizes.num_rows * sizes.num_tokens);
+    const auto close = [&](int64_t first, const int64_t *slots) {
+        for (int64_t at = first, left; (left = tokens.size() - at) > 0; at += groups.back().num)
+            groups.push_back({at, left >= 4 ? 4 : left >= 2 ? 2 : 1, slots});
+    };
+    int64_t first = 0;
+    const int64_t *slots = nullptr;  // of the rows from `first` on
+    for (int64_t place = 0; place < sizes.num_rows; place++) {
+        const int64_t row = bank.order[place];
+        const int64_t *own = bank.slots + row * K;
+        const float *weights = bank.weights + row * K;
+        bool is_bent = false;
+        for (int64_t k = 0; k < K; k++) is_bent |= weights[k] != 0;
+        if (!is_bent) continue;
+        if (slots == nullptr || std::memcmp(slots, own, K * sizeof *own) != 0) {
+            close(first, slots);
+            first = tokens.size();
+            slots = own;
+        }
+        for (int64_t at = row * sizes.num_tokens; at < (row + 1) * sizes.num_tokens; at++)
+            tokens.push_back({x + at * sizes.num_in, y + at * sizes.num_out, weights});
+    }
+    close(first, slots);
+    const int64_t num_groups = groups.size();
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)
+    for (int64_t g = 0; g < num_groups; g++) {
+        const Group &group = groups[g];
+        const Token<T> *own = tokens.data() + group.first;
+        const int64_t *later = groups[g + 1 < num_groups ? g + 1 : g].slots;
+        const T *then = bank.down + later[0] * sizes.stride * sizes.num_in;
+        if (group.num == 4)
+            bend_tokens<4, 4>(own, group.slots, bank, sizes, then);
+        else if (group.num == 2)
+            bend_tokens<2, 8>(own, group.slots, bank, sizes, then);
+        else
+            bend_tokens<1, 8>(own, group.slots, bank, sizes, then);
     }
 }
 
@@ -206,15 +258,16 @@ template <typename T> void bend(const T *x, T *y, const Bank<T> &bank, const Siz
 extern "C" {
 
 void bend_bf16(const void *x, void *y, const void *down, const void *up, const int64_t *slots,
-               const float *weights, const Sizes *sizes, int num_threads) {
+               const float *weights, const int64_t *order, const Sizes *sizes, int num_threads) {
     const Bank<bfloat16> bank{static_cast<const bfloat16 *>(down), static_cast<const bfloat16 *>(up), slots,
-                              weights};
+                              weights, order};
     bend(static_cast<const bfloat16 *>(x), static_cast<bfloat16 *>(y), bank, *sizes, num_threads);
 }
 
 void bend_f32(const void *x, void *y, const void *down, const void *up, const int64_t *slots,
-              const float *weights, const Sizes *sizes, int num_threads) {
-    const Bank<float> bank{static_cast<const float *>(down), static_cast<const float *>(up), slots, weights};
+              const float *weights, const int64_t *order, const Sizes *sizes, int num_threads) {
+    const Bank<float> bank{static_cast<const float *>(down), static_cast<const float *>(up), slots, weights,
+                           order};
     bend(static_cast<const float *>(x), static_cast<float *>(y), bank, *sizes, num_threads);
 }
 

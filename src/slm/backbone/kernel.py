@@ -42,7 +42,7 @@ def row_kernel(dtype: torch.dtype) -> Any:
     if library is None or name is None:
         return None
     function = getattr(library, name)
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
     function.restype = None
     return function
 
