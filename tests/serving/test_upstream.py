@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import AsyncExitStack
 
 import httpx2
 import openai
@@ -11,6 +13,7 @@ import pytest
 from slm.errors import ConfigError
 from slm.model import ScalableLM
 from slm.serving.settings import ServingSettings
+from slm.serving.upstream import _through
 from tests.backbone.families import load
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import COOK, OUTSIDE, SUM
@@ -52,6 +55,28 @@ def test_a_request_is_answered_upstream_by_its_tasks_own_adapter(servers, store,
     assert {path.name for path in shared.iterdir()} == {f"{n}-{commits[n]}" for n in ("sums", "cooking")}
     loaded = {card["id"] for card in httpx2.get(f"{behind}/v1/models").json()["data"]}
     assert {f"sums-{commits['sums']}", f"cooking-{commits['cooking']}"} <= loaded
+
+
+@pytest.mark.parametrize("width", [1, 7, 1000])
+def test_a_streamed_event_is_told_more_wherever_it_is_cut_and_whatever_its_text(width):
+    text = "one\u2028two\x85three"
+    event = {"model": "adapter", "choices": [{"delta": {"content": text}}]}
+    body = f"data: {json.dumps(event, ensure_ascii=False)}\n\n: a comment\ndata: [DONE]\n\n".encode()
+
+    class Cut(httpx2.AsyncByteStream):
+        async def __aiter__(self):
+            for start in range(0, len(body), width):
+                yield body[start : start + width]
+
+    async def read():
+        response = httpx2.Response(200, stream=Cut())
+        return b"".join(
+            [part async for part in _through(response, AsyncExitStack(), {"model": "auto"}, {"x": 1})]
+        )
+
+    told, *others = asyncio.run(read()).split(b"\n")
+    assert json.loads(told[6:]) == {"model": "auto", "choices": event["choices"], "slm": {"x": 1}}
+    assert others == [b"", b": a comment", b"data: [DONE]", b"", b""]
 
 
 def test_an_adapter_that_the_upstream_lost_is_loaded_again(servers):

@@ -199,7 +199,7 @@ def adapter_name(weights: Weights, records: Mapping[str, TaskRecord]) -> str:
 
 async def _through(
     response: httpx2.Response, stack: AsyncExitStack, head: Mapping[str, Any], knowing: Mapping[str, Any]
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """The upstream's own events, as they come; leaving them closes the connection, so it stops writing too.
 
     Args:
@@ -209,19 +209,25 @@ async def _through(
         knowing: what was retrieved, for every event that has a choice.
     """
     try:
-        async for line in response.aiter_lines():
-            yield f"{_told(line, head, knowing)}\n"
+        rest = b""
+        async for chunk in response.aiter_bytes():
+            # Not by `aiter_lines`: it ends lines at characters that may stand in a text.
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield _told(line, head, knowing) + b"\n"
+        if rest:
+            yield _told(rest, head, knowing)
     except httpx2.HTTPError as error:
         refusal = _bad_gateway(f"broke off its answer ({type(error).__name__})")
-        yield f"data: {json.dumps(refuse(refusal).body)}\n\n"
+        yield f"data: {json.dumps(refuse(refusal).body)}\n\n".encode()
     finally:
         await stack.aclose()
 
 
-def _told(line: str, head: Mapping[str, Any], knowing: Mapping[str, Any]) -> str:
+def _told(line: bytes, head: Mapping[str, Any], knowing: Mapping[str, Any]) -> bytes:
     """One line of a stream; what is no event of an answer stays as it is."""
     try:
-        event = json.loads(line.removeprefix("data:")) if line.startswith("data:") else None
+        event = json.loads(line.removeprefix(b"data:")) if line.startswith(b"data:") else None
     except ValueError:
         event = None
     if not isinstance(event, dict) or "choices" not in event:
@@ -229,7 +235,7 @@ def _told(line: str, head: Mapping[str, Any], knowing: Mapping[str, Any]) -> str
     event |= head
     if event["choices"]:
         event["slm"] = knowing
-    return f"data: {json.dumps(event)}"
+    return f"data: {json.dumps(event)}".encode()
 
 
 def _bad_gateway(what: str) -> Refused:
