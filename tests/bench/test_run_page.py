@@ -10,7 +10,7 @@ import pytest
 
 from slm.bench.cells import Cell, RunFolder
 from slm.bench.run_page import write_report
-from slm.bench.run_text import command_of, drift_rows, leaderboard_table, markdown
+from slm.bench.run_text import command_of, describe_cells, drift_rows, leaderboard_table, markdown
 from slm.bench.tables import leaderboard
 from slm.errors import DataError
 
@@ -128,6 +128,11 @@ def test_the_command_repeats_what_was_run():
         "slm bench long --preset cpu --data DATA --test 4 --methods joint,oracle,slm --orders 1,2 --seeds 0 "
         "--alone --out runs/x"
     )
+
+
+def test_a_method_that_some_orders_lack_is_named():
+    assert describe_cells(RESULTS) == "orders 1, 2 (JOINT: 1 alone); seeds 0; 6 examples a task"
+    assert describe_cells(RESULTS[:4]) == "orders 1, 2; seeds 0; 6 examples a task"
 
 
 def test_markdown_has_every_method_and_the_command_under_the_table():

@@ -139,7 +139,22 @@ def describe_cells(results: Sequence[Result]) -> str:
     seeds = sorted({r["cell"]["seed"] for r in results})
     examples = sorted({n for r in results for n in r["num_examples"]})
     span = f"{examples[0]}" if len(examples) == 1 else f"{examples[0]} to {examples[-1]}"
-    return f"orders {', '.join(orders)}; seeds {', '.join(map(str, seeds))}; {span} examples a task"
+    told = ", ".join(orders)
+    if partial := _partial_methods(results):
+        told += f" ({'; '.join(partial)})"
+    return f"orders {told}; seeds {', '.join(map(str, seeds))}; {span} examples a task"
+
+
+def _partial_methods(results: Sequence[Result]) -> list[str]:
+    """Methods that some orders lack, each with those it has: their means are of fewer cells than others'."""
+    orders: dict[str, set[str]] = {}
+    for result in results:
+        if not is_alone(result):
+            orders.setdefault(result["title"], set()).add(result["cell"]["order"])
+    every = set().union(*orders.values())
+    return [
+        f"{title}: {', '.join(sorted(own))} alone" for title, own in sorted(orders.items()) if own != every
+    ]
 
 
 def points(spread: Spread | None, unit: str = "") -> str:
