@@ -9,6 +9,7 @@ from statistics import stdev
 import pytest
 
 from slm.bench.cells import Cell, RunFolder
+from slm.bench.run_figures import draw_figures
 from slm.bench.run_page import write_report
 from slm.bench.run_text import command_of, describe_cells, drift_rows, leaderboard_table, markdown
 from slm.bench.tables import leaderboard
@@ -128,6 +129,18 @@ def test_the_command_repeats_what_was_run():
         "slm bench long --preset cpu --data DATA --test 4 --methods joint,oracle,slm --orders 1,2 --seeds 0 "
         "--alone --out runs/x"
     )
+
+
+def test_pictures_side_by_side_are_of_one_order():
+    results = [
+        cell("slm", "1", [[0.9], [0.8, 0.7]]),
+        cell("slm", "2", [[0.7], [0.7, 0.9]]),
+        cell("ewc", "2", [[0.7], [0.1, 0.2]]),
+        cell("replay-1", "1", [[0.7], [0.1, 0.2]]),
+        cell("oracle", "2", [[0.7], [0.7, 0.9]]),
+    ]
+    panels = draw_figures(results, leaderboard(results))["matrices"].axes
+    assert {ax.get_title() for ax in panels if ax.get_title()} == {"SLM", "EWC", "ORACLE"}
 
 
 def test_a_method_that_some_orders_lack_is_named():

@@ -30,7 +30,7 @@ def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, 
         for i, method in enumerate(sorted(titles))
     }
     rank = {line.method: place for place, line in enumerate(lines)}
-    representative = sorted(_first_order(shown), key=lambda r: rank[r["cell"]["method"]])
+    representative = sorted(_one_order(shown), key=lambda r: rank[r["cell"]["method"]])
     figures: dict[str, Any] = {}
     lived = [result for result in representative if not result["is_joint"] and len(result["tasks"]) > 1]
     if lived:
@@ -152,13 +152,16 @@ def draw_shots(lines: Sequence[Line], looks: Mapping[str, tuple[str, str]]) -> A
     return figure
 
 
-def _first_order(results: Sequence[Result]) -> list[Result]:
-    """One cell of each method: of the first order and seed, with the most examples."""
+def _one_order(results: Sequence[Result]) -> list[Result]:
+    """One cell of each method, all of the order that most have: of the first seed, with the most examples."""
+    methods: dict[str, set[str]] = {}
+    for result in results:
+        methods.setdefault(result["cell"]["order"], set()).add(result["cell"]["method"])
+    order = max(sorted(methods), key=lambda name: len(methods[name]), default=None)
     chosen: dict[str, Result] = {}
-    for result in sorted(
-        results, key=lambda r: (r["cell"]["order"], r["cell"]["seed"], -(r["cell"]["per_label"] or 0))
-    ):
-        chosen.setdefault(result["cell"]["method"], result)
+    for result in sorted(results, key=lambda r: (r["cell"]["seed"], -(r["cell"]["per_label"] or 0))):
+        if result["cell"]["order"] == order:
+            chosen.setdefault(result["cell"]["method"], result)
     return list(chosen.values())
 
 

@@ -135,7 +135,7 @@ def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 def describe_cells(results: Sequence[Result]) -> str:
     """Orders, seeds and examples of some cells, in words."""
-    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)})
+    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)}, key=_by_number)
     seeds = sorted({r["cell"]["seed"] for r in results})
     examples = sorted({n for r in results for n in r["num_examples"]})
     span = f"{examples[0]}" if len(examples) == 1 else f"{examples[0]} to {examples[-1]}"
@@ -143,6 +143,11 @@ def describe_cells(results: Sequence[Result]) -> str:
     if partial := _partial_methods(results):
         told += f" ({'; '.join(partial)})"
     return f"orders {told}; seeds {', '.join(map(str, seeds))}; {span} examples a task"
+
+
+def _by_number(order: str) -> tuple[int, str]:
+    """Orders are mostly named by numbers: 8 before 10."""
+    return len(order), order
 
 
 def _partial_methods(results: Sequence[Result]) -> list[str]:
@@ -153,7 +158,9 @@ def _partial_methods(results: Sequence[Result]) -> list[str]:
             orders.setdefault(result["title"], set()).add(result["cell"]["order"])
     every = set().union(*orders.values())
     return [
-        f"{title}: {', '.join(sorted(own))} alone" for title, own in sorted(orders.items()) if own != every
+        f"{title}: {', '.join(sorted(own, key=_by_number))} alone"
+        for title, own in sorted(orders.items())
+        if own != every
     ]
 
 
