@@ -14,7 +14,7 @@ from slm.serving.engine import Engine
 from slm.serving.refusals import Refused
 from slm.serving.settings import ServingSettings
 from slm.serving.work import AUTO, Asked, Decided, Failed, Finished, Piece, Wish
-from tests.backbone.families import load
+from tests.backbone.families import load, save
 from tests.serving.stores import COOK, COOKING, FRENCH, GOOD, OUTSIDE, SUM, commit, make_store, small_tasks
 
 QUESTIONS = [FRENCH, SUM, GOOD, COOK, OUTSIDE, "what is 5 plus 5?", COOKING[7][0], "merci beaucoup!"]
@@ -50,14 +50,19 @@ class Caller:
         return decided, texts, ends
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
-def pair(request, tmp_path_factory, tiny_folder):
+KINDS = {"one pass": ("LLaMA", 1), "two passes": ("LLaMA", 2), "T5": ("T5", 2), "BART": ("BART", 2)}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory):
     """A library and an engine on the same store, each with a backbone of its own."""
-    folder = tmp_path_factory.mktemp("engine") / "store"
-    model = make_store(folder, load(tiny_folder), request.param)
+    family, num_passes = KINDS[request.param]
+    home = tmp_path_factory.mktemp("engine")
+    source = save(family, home / "model")
+    model = make_store(home / "store", load(source), num_passes)
     engine = Engine(model, ServingSettings(max_rows=8, prefill_tokens=64))
     engine.start()
-    yield ScalableLM.open(folder, load(tiny_folder)), Caller(engine)
+    yield ScalableLM.open(home / "store", load(source)), Caller(engine)
     engine.drain(10)
 
 
@@ -88,7 +93,7 @@ def test_a_forced_task_and_the_frozen_backbone_answer_as_the_restricted_library(
     assert (texts[0], decided.mixture) == (forced.text, (("cooking", 1.0),))
     plain = library.restricted([]).ask(SUM, max_new_tokens=9)[0]
     decided, texts, ends = caller.hear(caller.ask(SUM, "tiny", max_tokens=9)[1])
-    assert (texts[0], decided.mixture, ends[0].kind) == (plain.text, (), "frozen")
+    assert (texts.get(0, ""), decided.mixture, ends[0].kind) == (plain.text, (), "frozen")
     assert plain.text != forced.text
 
 
@@ -105,14 +110,35 @@ def test_samples_depend_on_their_seed_and_not_on_their_neighbours(pair):
     assert caller.hear(caller.ask(SUM, **(wish | {"seed": 8}))[1], 3)[1] != alone
 
 
+def longest(library, max_tokens):
+    """The question that a random backbone has most to say to, and what that is."""
+    questions = [SUM, COOK, OUTSIDE, COOKING[7][0]]
+    texts = [answer.text for answer in library.ask(questions, max_new_tokens=max_tokens)]
+    return max(zip(questions, texts, strict=True), key=lambda pair: len(pair[1]))
+
+
 def test_a_stop_text_ends_an_answer_and_none_of_it_is_told(pair):
     library, caller = pair
-    whole = library.ask(SUM, max_new_tokens=20)[0].text
+    question, whole = longest(library, 20)
     stop = whole[6:9]
-    _, texts, ends = caller.hear(caller.ask(SUM, max_tokens=20, stops=(stop,), is_streaming=True)[1])
-    assert texts[0] == whole[: whole.index(stop)].rstrip()
+    _, texts, ends = caller.hear(caller.ask(question, max_tokens=20, stops=(stop,), is_streaming=True)[1])
+    assert texts.get(0, "") == whole[: whole.index(stop)].rstrip()
     assert ends[0].reason == "stop"
     assert ends[0].num_tokens < 20
+
+
+def test_a_long_answer_does_not_keep_a_short_one_waiting(pair):
+    library, caller = pair
+    question, _ = longest(library, 20)
+    _, long = caller.ask(question, max_tokens=150, is_streaming=True)
+    assert isinstance(long.get(timeout=60), Decided)
+    caller.hear(caller.ask(SUM, max_tokens=3)[1])
+    assert not any(isinstance(event, Finished) for event in list(long.queue))
+    pieces = [long.get(timeout=60)]
+    while not isinstance(pieces[-1], Finished):
+        pieces.append(long.get(timeout=60))
+    assert pieces[-1].reason == "length", "the question is too short to tell anything"
+    assert len(pieces) > 20  # it came as it was written
 
 
 def test_log_probabilities_are_those_of_the_chosen_tokens(pair):

@@ -1,22 +1,55 @@
 """Writing many rows at once, each at its own place: rows come and go between two steps.
 
-A row that was prefilled gets a slot of a key-value cache; the rows in use are always the first slots, so a
-step reads a plain slice. Admitting a row copies that row alone; a row that leaves is replaced by the last.
+A row of a causal backbone that was prefilled gets a slot of a key-value cache; the rows in use are always the
+first slots, so a step reads a plain slice. Admitting a row copies that row alone; a row that leaves is
+replaced by the last. A decoder that counts positions by itself cannot have rows at different places in one
+pass: there every row keeps a cache of its own, and a step is one pass a row.
 """
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from slm.backbone.backbone import Backbone
-from slm.backbone.decode import Prefill, _masks
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.decode import Prefill, _masks, cache_of, encoder_output
 
 _FEWEST_SLOTS, _FEWEST_TOKENS = 8, 64
+
+
+class Writing(Protocol):
+    """The rows that are being written by one backbone; hold its lock during every call."""
+
+    def __len__(self) -> int: ...
+
+    def admit(self, start: Prefill, row: int) -> None:
+        """Take over a row of a prefill behind the rows there are."""
+        ...
+
+    def remove(self, slot: int) -> None:
+        """Let a row go; the last one takes its slot."""
+        ...
+
+    def clear(self) -> None:
+        """Let everything go."""
+        ...
+
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n V"]:
+        """Logits of each row's next token after it was given one; bind the rows' mixtures before.
+
+        Args:
+            tokens: (n,) one for each row in use, in the order of the slots.
+        """
+        ...
+
+
+def slots_of(backbone: Backbone) -> Writing:
+    """No rows yet, of a backbone that writes."""
+    return ApartSlots(backbone) if backbone.kind is BackboneKind.SEQUENCE_TO_SEQUENCE else Slots(backbone)
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
@@ -166,3 +199,54 @@ class Slots:
         """Nobody writes: give back what a burst took."""
         if self.size_bytes > 1 << 28:
             self.clear()
+
+
+@final
+class ApartSlots:
+    """The rows that are being written by one sequence-to-sequence backbone, each with a cache of its own.
+
+    Args:
+        backbone: hold its lock during every call.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._rows: list[tuple[Any, Any, Tensor]] = []  # what the encoder made, cache, mask of the prompt
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def admit(self, start: Prefill, row: int) -> None:
+        """Copy a row of a prefill behind the rows there are."""
+        own = torch.tensor([row], device=self._backbone.device)
+        self._rows.append((encoder_output(start, own), cache_of(start, own), start.batch.mask[own].long()))
+
+    def remove(self, slot: int) -> None:
+        """Let a row go; the last one takes its slot."""
+        last = self._rows.pop()
+        if slot < len(self._rows):
+            self._rows[slot] = last
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self._rows = []
+
+    @torch.no_grad()
+    def step(self, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n V"]:
+        """Logits of each row's next token after it was given one; bind the rows' mixtures before.
+
+        Args:
+            tokens: (n,) one for each row in use, in the order of the slots.
+        """
+        found, tokens = [], tokens.to(self._backbone.device)
+        for slot, (memory, cache, mask) in enumerate(self._rows):
+            with self._backbone.reparameterizer.selected(torch.tensor([slot])):
+                output = self._backbone.model(
+                    encoder_outputs=memory,
+                    attention_mask=mask,
+                    decoder_input_ids=tokens[slot : slot + 1, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            found.append(output.logits[:, -1])
+        return torch.cat(found)

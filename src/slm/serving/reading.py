@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 from slm.backbone.backbone import BackboneKind
-from slm.backbone.decode import Prefill, prefill
-from slm.backbone.generate import generate
+from slm.backbone.decode import prefill
 from slm.backbone.prompts import Batch
-from slm.config import DecodingConfig
 from slm.extractor import words_of
 from slm.knowledge import Knowledge
 from slm.model import ScalableLM
@@ -74,8 +72,6 @@ class Reading:
         for row in sorted(set(range(len(asked))) - set(naming)):
             if asked[row].is_labelling:
                 self._label(asked[row], routing, row, {})
-            elif start.memory is not None:
-                self._write_whole(asked[row], routing, row, start)
             else:
                 asked[row].tell(routing.told(row))
                 self._rows.admit(asked[row], routing, row, start, self._room(asked[row]))
@@ -109,25 +105,3 @@ class Reading:
         if not self._model.backbone.renderer.is_apart:
             room -= len(asked.row.prompt)
         return min(asked.wish.max_tokens or self._settings.default_tokens, room)
-
-    def _write_whole(self, asked: Asked, routing: Routing, row: int, start: Prefill) -> None:
-        """Answer through the library's own generation, in one go: sequence-to-sequence backbones."""
-        wish = asked.wish
-        decoding = DecodingConfig(
-            num_sequences=wish.num_answers if wish.temperature > 0 else 1,
-            temperature=max(wish.temperature, 1e-3) if wish.temperature > 0 else None,
-            top_p=max(wish.top_p, 1e-3),
-            seed=0 if wish.seed is None else wish.seed,
-        )
-        written = generate(self._model.backbone, start, [row], self._room(asked), decoding)[0]
-        asked.tell(routing.told(row))
-        kind = "generation" if routing.shares[row] else "frozen"
-        tokenizer = self._model.backbone.renderer.tokenizer
-        for index in range(wish.num_answers):
-            answer = written[min(index, len(written) - 1)]
-            places = [place for stop in wish.stops if (place := answer.text.find(stop)) >= 0]
-            text = answer.text[: min(places)].rstrip() if places else answer.text
-            num_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
-            reason = "stop" if places or num_tokens <= self._room(asked) else "length"
-            asked.tell(Piece(index, text))
-            asked.tell(Finished(index, reason, kind, answer.confidence, min(num_tokens, self._room(asked))))

@@ -11,7 +11,7 @@ from torch import Tensor
 from slm.backbone.bank import LowRank
 from slm.backbone.decode import Prefill
 from slm.backbone.reparameterize import Mixture
-from slm.backbone.slots import Slots
+from slm.backbone.slots import slots_of
 from slm.model import ScalableLM
 from slm.serving.refusals import Refused, too_late
 from slm.serving.routing import Routing
@@ -30,7 +30,7 @@ class _Row:
 
 @final
 class Rows:
-    """Answers of a causal backbone, in the order of their slots.
+    """Answers of a backbone that writes, in the order of their slots.
 
     Args:
         model: what is asked; hold its backbone's lock during every call.
@@ -38,7 +38,7 @@ class Rows:
 
     def __init__(self, model: ScalableLM) -> None:
         self._backbone = model.backbone
-        self._slots = Slots(model.backbone)
+        self._slots = slots_of(model.backbone)
         self._rows: list[_Row] = []
         self._is_bound = False
         own: Any = getattr(model.backbone.model, "generation_config", None)
@@ -46,6 +46,7 @@ class Rows:
         tokens = {model.backbone.renderer.tokenizer.eos_token_id}
         tokens |= set(ends) if isinstance(ends, list) else {ends}
         self._ends = frozenset(tokens - {None})
+        self._first = getattr(own, "forced_bos_token_id", None)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,6 +64,9 @@ class Rows:
             parts = [(routing.mixture.increments[s], w) for s, w in zip(slots, weights, strict=True) if w > 0]
         kind = "generation" if parts else "frozen"
         logits = start.logits[row : row + 1].float()
+        if self._first is not None:  # some decoders begin with a token that nobody chooses
+            logits = torch.full_like(logits, -torch.inf)
+            logits[:, self._first] = 0.0
         tokenizer = self._backbone.renderer.tokenizer
         for index in range(asked.wish.num_answers):
             answer = Answer(index, asked.wish, max_tokens, tokenizer, self._ends, kind)
