@@ -139,8 +139,18 @@ def test_pictures_side_by_side_are_of_one_order():
         cell("replay-1", "1", [[0.7], [0.1, 0.2]]),
         cell("oracle", "2", [[0.7], [0.7, 0.9]]),
     ]
-    panels = draw_figures(results, leaderboard(results))["matrices"].axes
-    assert {ax.get_title() for ax in panels if ax.get_title()} == {"SLM", "EWC", "ORACLE"}
+    figures = draw_figures(results, leaderboard(results))
+    assert {ax.get_title() for ax in figures["matrices"].axes if ax.get_title()} == {"SLM", "EWC", "ORACLE"}
+    lines = {line.get_label(): line for line in figures["curves"].axes[0].lines}
+    assert lines.keys() == {"SLM", "EWC", "ORACLE"}
+
+
+def test_curves_are_of_the_orders_that_all_methods_have():
+    results = [*RESULTS[:4], cell("ewc", "1", [[0.9], [0.1, 0.2]])]
+    lines = {
+        line.get_label(): line for line in draw_figures(results, leaderboard(results))["curves"].axes[0].lines
+    }
+    assert list(lines["SLM"].get_ydata()) == pytest.approx([90, 75])
 
 
 def test_a_method_that_some_orders_lack_is_named():

@@ -35,7 +35,7 @@ def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, 
     lived = [result for result in representative if not result["is_joint"] and len(result["tasks"]) > 1]
     if lived:
         figures["matrices"] = draw_matrices(lived)
-        figures["curves"] = draw_curves(shown, titles, looks)
+        figures["curves"] = draw_curves(_shared_orders(shown) or lived, titles, looks)
     routed = [result for result in representative if result["confusion"] and len(result["tasks"]) > 1]
     if routed:
         figures["confusion"] = draw_confusions(routed)
@@ -150,6 +150,16 @@ def draw_shots(lines: Sequence[Line], looks: Mapping[str, tuple[str, str]]) -> A
     ax.grid(color="0.92")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _shared_orders(results: Sequence[Result]) -> list[Result]:
+    """The cells of the orders that every method has; curves of other tasks first cannot be compared."""
+    orders: dict[str, set[str]] = {}
+    for result in results:
+        if not result["is_joint"]:
+            orders.setdefault(result["cell"]["method"], set()).add(result["cell"]["order"])
+    shared = set.intersection(*orders.values())
+    return [result for result in results if result["cell"]["order"] in shared]
 
 
 def _one_order(results: Sequence[Result]) -> list[Result]:
