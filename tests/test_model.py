@@ -246,16 +246,16 @@ def test_several_keys_per_task_share_its_increment(tmp_path, minilm, languages, 
 
 def test_nothing_is_stored_when_the_loss_is_not_finite(tmp_path, minilm, languages, monkeypatch):
     from slm.errors import LearningError
-    from slm.learning import trainer
+    from slm.learning import learnable
 
     model = ScalableLM.create(tmp_path / "store", minilm, config(1))
-    real = trainer.label_objective
+    real = learnable.label_objective
 
     def poisoned(*args):
         outcome = real(*args)
         return type(outcome)(outcome.loss * float("nan"), outcome.num_correct, outcome.num_counted)
 
-    monkeypatch.setattr(trainer, "label_objective", poisoned)
+    monkeypatch.setattr(learnable, "label_objective", poisoned)
     with pytest.raises(
         LearningError, match=r"the loss became nan while learning, so nothing was stored: lower"
     ):

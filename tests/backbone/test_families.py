@@ -166,7 +166,7 @@ def test_a_row_of_a_mixed_batch_gets_what_it_gets_alone(family, backbone):
         backbone.reparameterizer.bind(rows_of(whole, [i]))
         alone += outputs(backbone, batch_of(backbone, PROMPTS[i : i + 1], ANSWERS[i : i + 1]))
     backbone.reparameterizer.release()
-    assert_close(together, alone)
+    assert_close(together, alone, 2e-5)  # alone the kernel adds, together batched products
     frozen = outputs(backbone, batch_of(backbone, PROMPTS, ANSWERS))
     assert not torch.allclose(together[0], frozen[0], atol=1e-2)
     assert_close(together[2:], frozen[2:])  # the row that abstains
