@@ -224,16 +224,17 @@ def measure(store: Path, questions: list[str], options: argparse.Namespace) -> d
     return found
 
 
+def library_route(model: ScalableLM, question: str) -> str:
+    """The likeliest task of a question asked alone, "" where it belongs to none."""
+    retrieved = model.retrieve([question])
+    assert retrieved is not None
+    return "" if retrieved.is_abstained[0] else model.tasks[int(retrieved.tasks[0, 0])].name
+
+
 def wrong_routes(model: ScalableLM, questions: list[str], routes: dict[int, str]) -> int:
     """Requests whose likeliest task is another than the library decides, one question at a time."""
-    num_wrong = 0
-    names = [record.name for record in model.tasks]
-    for number, text in enumerate(questions):
-        retrieved = model.retrieve([text])
-        assert retrieved is not None
-        is_out = bool(retrieved.is_abstained[0])
-        num_wrong += routes.get(number) != ("" if is_out else names[int(retrieved.tasks[0, 0])])
-    return num_wrong
+    decided = {text: library_route(model, text) for text in set(questions)}
+    return sum(routes.get(number) != decided[text] for number, text in enumerate(questions))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import httpx2
 
-from serving import RESULTS, build, free_port, read_texts, start_server
+from serving import RESULTS, build, free_port, library_route, read_texts, start_server
 from slm.model import ScalableLM
 
 WAIT_S = 20
@@ -93,13 +93,7 @@ async def load(
 def decisions(store: Path, questions: list[str]) -> tuple[int, dict[str, str]]:
     """The store's version, and the task that the library gives each question, one at a time."""
     model = ScalableLM.open(store)
-    names = [record.name for record in model.tasks]
-    found = {}
-    for text in questions:
-        retrieved = model.retrieve([text])
-        assert retrieved is not None
-        found[text] = "" if retrieved.is_abstained[0] else names[int(retrieved.tasks[0, 0])]
-    return model.store.version, found
+    return model.store.version, {text: library_route(model, text) for text in questions}
 
 
 def expected(known: dict[int, dict[str, str]], version: int, text: str) -> str | None:

@@ -327,12 +327,19 @@ class ScalableLM:
         with self.backbone.lock:
             self._refresh()
             retriever = self._knowledge.retriever
-            return None if retriever is None else self.decide(retriever, questions, is_truncating)
+            return (
+                None if retriever is None else self.decide(retriever, questions, is_truncating=is_truncating)
+            )
 
     def decide(
-        self, retriever: Retriever, questions: Sequence[Prompt], is_truncating: bool = False
+        self, retriever: Retriever, questions: Sequence[Prompt], *, is_truncating: bool = False
     ) -> Retrieved:
-        """What one retriever, of a snapshot of this model's knowledge, decides for some questions."""
+        """What one retriever, of a snapshot of this model's knowledge, decides for some questions.
+
+        Raises:
+            DataError: a question is empty or too long.
+            BackboneError: something is merged into the backbone.
+        """
         rows = self._rows(questions, is_truncating)
         with self._frozen("retrieve"):
             return retriever(

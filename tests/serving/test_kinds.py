@@ -18,6 +18,22 @@ def chat(address, question, **options):
     return answer.json()
 
 
+def test_a_decoder_whose_first_token_is_fixed_begins_with_it(tmp_path):
+    source = save("BART", tmp_path / "model")
+    library, served = (load(source) for _ in range(2))
+    make_store(tmp_path / "store", library)
+    for backbone in (library, served):
+        backbone.model.generation_config.forced_bos_token_id = 300
+    own = ScalableLM.open(tmp_path / "store", library).ask(COOK, max_new_tokens=8)[0]
+    with serving(ScalableLM.open(tmp_path / "store", served)) as address:
+        told = chat(address, COOK)
+    first = library.renderer.tokenizer.decode([300]).strip()
+    assert first
+    assert told["choices"][0]["message"]["content"] == own.text
+    assert own.text.startswith(first)
+    assert told["slm"]["confidence"] == pytest.approx(own.confidence, rel=1e-4)
+
+
 @pytest.mark.parametrize("family", ["BERT", "T5"])
 def test_other_kinds_of_backbones_answer_as_the_library(tmp_path, family):
     source = save(family, tmp_path / "model")

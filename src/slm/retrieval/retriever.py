@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -137,10 +137,11 @@ class Retriever:
         close = self._is_close(retrieved).nonzero().flatten().tolist()
         if not close:
             return retrieved
-        queries = queries.clone()
-        for row in close:
-            queries[row] = reread(row)
-        return self._decide(queries)
+        alone = self._decide(torch.stack([reread(row) for row in close]))
+        found = {field.name: getattr(retrieved, field.name) for field in fields(Retrieved)}
+        for name in found.keys() - {"owners"}:
+            found[name] = found[name].index_copy(0, torch.tensor(close), getattr(alone, name))
+        return Retrieved(**found)
 
     def _is_close(self, retrieved: Retrieved) -> Bool[Tensor, " B"]:
         """(B,) bool, whether rounding could make another key the nearest, or the row abstain or not."""

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from slm.backbone.backbone import BackboneKind
 from slm.backbone.bank import LowRank
 from slm.backbone.decode import Prefill
 from slm.backbone.reparameterize import Mixture
@@ -46,7 +47,8 @@ class Rows:
         tokens = {model.backbone.renderer.tokenizer.eos_token_id}
         tokens |= set(ends) if isinstance(ends, list) else {ends}
         self._ends = frozenset(tokens - {None})
-        self._first = getattr(own, "forced_bos_token_id", None)
+        is_apart = model.backbone.kind is BackboneKind.SEQUENCE_TO_SEQUENCE
+        self._first = getattr(own, "forced_bos_token_id", None) if is_apart else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -64,7 +66,7 @@ class Rows:
             parts = [(routing.mixture.increments[s], w) for s, w in zip(slots, weights, strict=True) if w > 0]
         kind = "generation" if parts else "frozen"
         logits = start.logits[row : row + 1].float()
-        if self._first is not None:  # some decoders begin with a token that nobody chooses
+        if self._first is not None:  # the first token of some decoders is not chosen
             logits = torch.full_like(logits, -torch.inf)
             logits[:, self._first] = 0.0
         tokenizer = self._backbone.renderer.tokenizer
