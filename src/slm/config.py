@@ -254,6 +254,9 @@ class RetrievalConfig(_Config):
     has_background: bool = True
     """Whether the ``gaussian`` form also knows where text lies that belongs to no task (method section 2d);
     decided when the store is made."""
+    has_runoff: bool = True
+    """Whether the ``gaussian`` form asks the two nearest tasks again, under a covariance of their own, where
+    both claim a row (method section 2c)."""
     index: str = "auto"
     """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
     vector index from the number of keys on where it wins."""

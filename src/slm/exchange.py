@@ -63,6 +63,7 @@ class FixedMixture:
             posterior=weights,
             distances=torch.zeros(num_rows, size),
             thresholds=torch.full((num_rows,), math.inf),
+            margins=torch.full((num_rows,), math.inf),
             owners=torch.arange(size),
             is_abstained=torch.zeros(num_rows, dtype=torch.bool),
         )

@@ -69,6 +69,7 @@ class FakeModel:
             posterior=(-distances).softmax(1),
             distances=distances,
             thresholds=torch.full((len(places),), THRESHOLD),
+            margins=distances[:, 1] - distances[:, 0],
             owners=owners,
             is_abstained=is_abstained,
         )

@@ -13,7 +13,7 @@ from tests.retrieval.test_chart import make, rows_of
 
 def test_it_foretells_where_rows_never_seen_go():
     learned, fresh = rows_of(4, 500, seed=1, distance=0.7), rows_of(4, 4000, seed=2, distance=0.7)
-    retriever = make(learned, is_abstaining=False)
+    retriever = make(learned, is_abstaining=False, has_runoff=False)
     implied = implied_confusion(retriever, num_draws=4000)
     for task, own in enumerate(fresh):
         found = retriever(own)

@@ -47,7 +47,7 @@ def test_posteriors_are_those_of_full_gaussian_densities(five):
         [torch.distributions.MultivariateNormal(t.means[0], covariance).log_prob(queries) for t in five],
         dim=1,
     ).softmax(1)
-    found = retriever_of(five, temperature=1.0)(queries)
+    found = retriever_of(five, temperature=1.0, has_runoff=False)(queries)
     fast = torch.zeros(20, 5).scatter(1, found.candidates, found.posterior)
     torch.testing.assert_close(fast.double(), slow, atol=1e-6, rtol=1e-5)
 
@@ -212,8 +212,8 @@ def test_priors_by_size_weigh_as_bayes_would_and_refuse_the_same_rows():
     tasks = [keys_of(task, rows) for task, rows in enumerate((400, 30, 100, 8, 50))]
     total = sum(float(t.counts.sum()) for t in tasks)
     queries = torch.cat([rows_of(t, 20, seed=9) for t in range(5)] + [torch.full((3, NUM_CHANNELS), 60.0)])
-    plain = retriever_of(tasks, top_k=5, min_weight=0.0, temperature=7.0)
-    sized = retriever_of(tasks, top_k=5, min_weight=0.0, temperature=7.0, prior="size")
+    every = {"top_k": 5, "min_weight": 0.0, "temperature": 7.0, "has_runoff": False}
+    plain, sized = retriever_of(tasks, **every), retriever_of(tasks, **every, prior="size")
     priors = torch.tensor([float(t.counts.sum()) / total for t in tasks])
     even, found = plain(queries), sized(queries)
     expected = torch.zeros(len(queries), 5).scatter_(1, even.candidates, even.posterior) * priors ** (1 / 7)
@@ -228,8 +228,9 @@ def test_priors_by_size_weigh_as_bayes_would_and_refuse_the_same_rows():
 def test_of_two_equally_near_tasks_the_larger_is_nearest_with_priors_by_size():
     tasks = [keys_of(0, 20), keys_of(1, 400)]
     halfway = (tasks[0].means[0] * 0.51 + tasks[1].means[0] * 0.49)[None]
-    assert retriever_of(tasks, is_abstaining=False)(halfway).nearest.item() == 0
-    assert retriever_of(tasks, is_abstaining=False, prior="size")(halfway).nearest.item() == 1
+    plain = {"is_abstaining": False, "has_runoff": False}
+    assert retriever_of(tasks, **plain)(halfway).nearest.item() == 0
+    assert retriever_of(tasks, **plain, prior="size")(halfway).nearest.item() == 1
 
 
 def test_sixteen_rows_are_enough_to_route():

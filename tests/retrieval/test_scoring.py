@@ -89,10 +89,11 @@ def test_only_the_scatters_of_retrieved_tasks_are_read_and_each_once():
         read.append(number)
         return tasks[number].scatter
 
-    lazy = Retriever(bare, total(tasks), RetrievalConfig(), load)
+    config = RetrievalConfig(has_runoff=False)
+    lazy = Retriever(bare, total(tasks), config, load)
     assert read == []
     queries = torch.stack([tasks[3].means[0], tasks[1].means[0], tasks[3].means[0]])
-    found, eager = lazy(queries), Retriever(tasks, total(tasks), RetrievalConfig())(queries)
+    found, eager = lazy(queries), Retriever(tasks, total(tasks), config)(queries)
     assert read == [3, 1]
     lazy(queries)
     assert read == [3, 1]
@@ -100,7 +101,7 @@ def test_only_the_scatters_of_retrieved_tasks_are_read_and_each_once():
     assert torch.equal(found.weights, eager.weights)
 
 
-def test_a_retriever_that_never_abstains_reads_no_scatter():
+def test_a_retriever_that_never_abstains_reads_no_scatter_for_rows_that_one_task_claims():
     tasks = tasks_of(3)
 
     def load(number: int) -> torch.Tensor:

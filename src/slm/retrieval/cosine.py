@@ -23,6 +23,7 @@ from torch.nn import functional
 from slm.config import CosineConfig
 from slm.errors import ConfigError
 from slm.retrieval.keys import NUM_SCALES, TaskKeys, check_finite
+from slm.retrieval.runoff import Runoff
 
 _MOST_REFUSED, _LEAST_REFUSED = 0.5, 1e-4
 """Refusal rates between which a task remembers how far its own rows are: those the settings allow."""
@@ -205,6 +206,7 @@ class CosineScorer:
     """
 
     rounding = 0.15
+    runoff: Runoff | None = None
 
     def __init__(self, tasks: Sequence[TaskKeys], num_groups: int, false_refusal_rate: float) -> None:
         counts = torch.tensor([task.num_keys for task in tasks])

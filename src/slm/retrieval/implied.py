@@ -20,8 +20,8 @@ def implied_confusion(
     """Where rows of each task would go if they lay as the store's statistics say; t tasks, T = t + 1.
 
     A row of key n is drawn as y_n + b_n + e with e ~ √τ · N(0, Y_n) (method section 2d), the very law
-    thresholds follow from, and then decided like any request. So it needs no row of data; it knows only
-    confusions that the statistics know.
+    thresholds follow from, and then given to the nearest key. So it needs no row of data; it knows only
+    confusions that the statistics know, and tells of those that a runoff (section 2c) is left to settle.
 
     Args:
         retriever: decides among the tasks.

@@ -8,6 +8,7 @@ starts from these same stored numbers, so the result cannot depend on the order 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm.errors import DataError
+
+LoadScatter = Callable[[int], Tensor]
+"""Gives the packed scatter, (P,) float32, of a task by its number."""
 
 NUM_SCALES = 33
 """How many quantiles of τ a task keeps."""
@@ -195,9 +199,11 @@ def pack(matrix: Float[Tensor, "C C"]) -> Float[Tensor, " P"]:
 def unpack(packed: Float[Tensor, " P"], num_channels: int) -> Float[Tensor, "C C"]:
     """Inverse of :func:`pack`, in float64."""
     matrix = torch.zeros(num_channels, num_channels, dtype=torch.float64)
-    rows, columns = torch.triu_indices(num_channels, num_channels).unbind(0)
-    matrix[rows, columns] = packed.to(torch.float64)
-    return matrix + matrix.T - torch.diag(matrix.diagonal())
+    rows = torch.split(packed.to(torch.float64), list(range(num_channels, 0, -1)))
+    for row, values in enumerate(rows):
+        matrix[row, row:] = values
+        matrix[row + 1 :, row] = values[1:]
+    return matrix
 
 
 def cluster(queries: Float[Tensor, "B C"], num_keys: int, seed: int) -> Int[Tensor, " B"]:

@@ -13,8 +13,8 @@ from slm.config import RetrievalConfig
 from slm.retrieval.background import Background
 from slm.retrieval.cosine import CosineScorer
 from slm.retrieval.index import all_distances, build_index
-from slm.retrieval.keys import TaskKeys
-from slm.retrieval.scoring import LoadScatter, Scorer, fit_scorer
+from slm.retrieval.keys import LoadScatter, TaskKeys
+from slm.retrieval.scoring import Scorer, fit_scorer
 
 STRETCHES = {"ends": 1.2}
 """By how much requests lie farther (squared) than any rows left out of the training rows, by pooling: single
@@ -37,9 +37,11 @@ class Retrieved:
         weights: (B, K) float32, w ≥ 0; rows sum to 1, or are all zero when the row abstains.
         candidates: (B, M) int64, numbers of the nearest keys; the first K are the kept ones.
         posterior: (B, M) float32, weights over all candidates before anything was dropped.
-        distances: (B, M) float32, relative distance of each candidate (method section 2d).
+        distances: (B, M) float32, relative distance of each candidate (method section 2d), after the runoff.
         thresholds: (B,) float32, largest relative distance of the row's nearest key that is not refused;
             infinite where the retriever never abstains.
+        margins: (B,) float32, smallest change of a difference of distances that could make another key the
+            nearest, bring others into the runoff, or have the row refused or not.
         owners: (N,) int64, the task of each key.
         is_abstained: (B,) bool, whether the row belongs to no task of the store.
     """
@@ -51,6 +53,7 @@ class Retrieved:
     posterior: Float[Tensor, "B M"]
     distances: Float[Tensor, "B M"]
     thresholds: Float[Tensor, " B"]
+    margins: Float[Tensor, " B"]
     owners: Int[Tensor, " N"]
     is_abstained: Bool[Tensor, " B"]
 
@@ -65,7 +68,8 @@ class TaskDistances:
     """Every task of the store as some rows see it; t tasks.
 
     Attributes:
-        distances: (B, t) float32, relative distance of the task's nearest key (method section 2d).
+        distances: (B, t) float32, relative distance of the task's nearest key (method section 2d), after the
+            runoff.
         thresholds: (B, t) float32, largest relative distance of that key that is not refused.
         probabilities: (B, t) float32, the task's share in the weights over all keys.
     """
@@ -115,6 +119,7 @@ class Retriever:
             self.scorer = fit_scorer(
                 tasks, scatter_sum, rate, load_scatter, has_priors=has_priors, background=background
             )
+        self._runoff = self.scorer.runoff if config.has_runoff else None
         self.index = build_index(self.scorer.keys, config, device)
         self._rounding = self.scorer.rounding * epsilon
 
@@ -134,7 +139,7 @@ class Retriever:
         retrieved = self._decide(queries)
         if reread is None or len(queries) < 2:
             return retrieved
-        close = self._is_close(retrieved).nonzero().flatten().tolist()
+        close = (retrieved.margins < self._rounding).nonzero().flatten().tolist()
         if not close:
             return retrieved
         alone = self._decide(torch.stack([reread(row) for row in close]))
@@ -143,19 +148,18 @@ class Retriever:
             found[name] = found[name].index_copy(0, torch.tensor(close), getattr(alone, name))
         return Retrieved(**found)
 
-    def _is_close(self, retrieved: Retrieved) -> Bool[Tensor, " B"]:
-        """(B,) bool, whether rounding could make another key the nearest, or the row abstain or not."""
-        distances = retrieved.distances
-        is_close = (distances[:, 0] - retrieved.thresholds).abs() < self._rounding
-        if distances.shape[1] > 1:
-            is_close |= distances[:, 1] - distances[:, 0] < self._rounding
-        return is_close
-
     def _decide(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         scorer, config = self.scorer, self.config
         points = scorer.points(queries.cpu())
         squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
         distances = scorer.relative_distances(points, squared)
+        margins = distances.new_full((len(points),), torch.inf)
+        if self._runoff is not None:
+            distances, margins = self._runoff.settle(queries, candidates, distances)
+            distances, order = distances.sort(dim=1, stable=True)
+            candidates = candidates.gather(1, order)
+        if distances.shape[1] > 1:
+            margins = torch.minimum(margins, distances[:, 1] - distances[:, 0])
         weights = scorer.weigh(distances[:, : config.top_k], config.sharpness)
         is_small = weights < config.min_weight
         is_small[:, 0] = False  # of many equal ones the nearest stays
@@ -165,17 +169,18 @@ class Retriever:
         thresholds = torch.full((len(points),), torch.inf, dtype=torch.float64)
         if config.is_abstaining:
             thresholds = scorer.thresholds(candidates[:, 0])
-        is_abstained = distances[:, 0] > thresholds
+        beyond = distances[:, 0] - thresholds
         return Retrieved(
             tasks=scorer.tasks[keys],
             increments=scorer.increments[keys],
-            weights=torch.where(is_abstained[:, None], 0.0, weights).to(torch.float32),
+            weights=torch.where((beyond > 0)[:, None], 0.0, weights).to(torch.float32),
             candidates=candidates,
             posterior=scorer.weigh(distances, config.sharpness).to(torch.float32),
             distances=distances.to(torch.float32),
             thresholds=thresholds.to(torch.float32),
+            margins=torch.minimum(margins, beyond.abs()).to(torch.float32),
             owners=scorer.tasks,
-            is_abstained=is_abstained,
+            is_abstained=beyond > 0,
         )
 
     def task_distances(self, queries: Float[Tensor, "B C"]) -> TaskDistances:
@@ -187,6 +192,9 @@ class Retriever:
         scorer = self.scorer
         points = scorer.points(queries.cpu())
         distances = scorer.relative_distances(points, all_distances(points, scorer.keys))
+        if self._runoff is not None:
+            everyone = torch.arange(len(scorer.keys)).expand_as(distances)
+            distances, _ = self._runoff.settle(queries, everyone, distances)
         owners = scorer.tasks.expand_as(distances)
         num_keys, num_tasks = len(scorer.tasks), int(scorer.tasks[-1]) + 1
         best = distances.new_full((len(points), num_tasks), torch.inf)

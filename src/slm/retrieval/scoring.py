@@ -23,7 +23,7 @@ that task's scatter alone, so fitting reads no scatter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, final, runtime_checkable
@@ -33,11 +33,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm.retrieval.background import Background
-from slm.retrieval.keys import TaskKeys, unpack
+from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
+from slm.retrieval.runoff import Runoff
 from slm.retrieval.space import GaussianSpace, fit_space
-
-LoadScatter = Callable[[int], Tensor]
-"""Gives the packed scatter, (P,) float32, of a task by its number."""
 
 
 @runtime_checkable
@@ -50,9 +48,11 @@ class Scorer(Protocol):
         keys: (N, J) float64, the key points, N ≥ 1.
         rounding: how much a difference of relative distances may change with the company a row is read in, in
             units of the epsilon of the backbone's numbers.
+        runoff: decides between the two nearest tasks where both claim a row; None in a form without.
     """
 
     rounding: float
+    runoff: Runoff | None
     tasks: Int[Tensor, " N"]
     increments: Int[Tensor, " N"]
     keys: Float[Tensor, "N J"]
@@ -116,6 +116,7 @@ class GaussianScorer:
 
     Attributes:
         rounding: above the largest seen (``docs/results/retrieval.md``).
+        runoff: between two of these tasks.
 
     With priors the score is log π_n − ½ |y − y_n|², and points get one more coordinate, 0 for a query and
     √(−2 log π_n) for a key: the nearest key stays the most likely one, so any index serves this too.
@@ -144,6 +145,7 @@ class GaussianScorer:
         self._rate = false_refusal_rate
         self._load_scatter = load_scatter
         self._limits: dict[int, list[float]] = {}
+        self.runoff: Runoff | None = Runoff(space, tasks, self.tasks, load_scatter, log_priors)
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Y = Wᵀ (q − μ_0) of each row, (B, J) float64; with priors a coordinate of zero follows."""

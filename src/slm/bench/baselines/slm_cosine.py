@@ -97,6 +97,7 @@ class SlmCosineVoting(SlmCosine):
             posterior=weights,
             distances=distances.float().expand(len(queries), -1),
             thresholds=torch.full((len(queries),), torch.inf),
+            margins=torch.full((len(queries),), torch.inf),
             owners=scorer.tasks,
             is_abstained=torch.zeros(len(queries), dtype=torch.bool),
         )

@@ -1,0 +1,148 @@
+"""Who has a row that two tasks claim: the two nearest again, under a covariance of their own (method 2c).
+
+One covariance for all keys is right on average. Two tasks that look alike to it may differ in a direction in
+which both scatter little and the others much, and the more rows they were learned from, the better that
+direction is known. So what the two nearest tasks say of a row is taken again under
+
+    Σ_ab = (C·Σ + S_a + S_b) / (C + N_a + N_b),
+
+S and N being the scatter and the rows of each, and the shared Σ counting for as many rows as a query has
+channels C. Everything is a sum that the store keeps anyway, so neither the order of arrival nor other tasks
+between the two change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
+from slm.retrieval.space import GaussianSpace
+
+CONTESTED = 48.0
+"""Difference of relative distances up to which the nearest key of another task contests a row; at the default
+temperature a runner-up farther away falls below the default smallest weight."""
+
+_MOST_PAIRS = 1024
+"""Directions that are kept, C float64 each."""
+
+
+@final
+class Runoff:
+    """Decides between two keys of different tasks.
+
+    A pair's direction is computed when a row is first contested between the two, from the scatters of both
+    tasks, by one factorization of C × C, and kept.
+
+    Args:
+        space: fitted to these tasks.
+        tasks: keys and statistics of each task; their scatters are not read here.
+        owners: (N,) int64, the task each key belongs to.
+        load_scatter: gives a task's scatter.
+        log_priors: (N,) float64, log π_n ≤ 0 of each key up to a constant; None is the same for all.
+    """
+
+    def __init__(
+        self,
+        space: GaussianSpace,
+        tasks: Sequence[TaskKeys],
+        owners: Int[Tensor, " N"],
+        load_scatter: LoadScatter,
+        log_priors: Float[Tensor, " N"] | None = None,
+    ) -> None:
+        self._space, self._tasks, self._owners = space, tasks, owners
+        self._load_scatter, self._log_priors = load_scatter, log_priors
+        self._means = torch.cat([task.means for task in tasks])
+        self._directions: dict[tuple[int, int], Tensor] = {}
+
+    def settle(
+        self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"]]:
+        """Have the two nearest tasks of each row decide between themselves where both claim it.
+
+        The winner gets the smaller distance and the loser what it is behind, −2 log-odds of the two; other
+        keys of the two tasks move with them. Rows whose second nearest task is farther than
+        :data:`CONTESTED` behind stay as they are.
+
+        Args:
+            queries: (B, C).
+            keys: (B, M) key numbers.
+            distances: (B, M) float64, relative distances of these keys.
+
+        Returns:
+            (B, M) float64, the settled distances; and (B,) float64, the smallest change of a difference of
+            distances that would bring others into the runoff, or call it off or on.
+
+        Raises:
+            StoreError: the statistics of a task cannot be read.
+        """
+        owners = self._owners[keys]
+        first, leader = distances.min(1, keepdim=True)
+        is_leading = owners == owners.gather(1, leader)
+        others = distances.masked_fill(is_leading, torch.inf)
+        second, runner = others.min(1, keepdim=True)
+        is_second = owners == owners.gather(1, runner)
+        third = others.masked_fill(is_second, torch.inf).amin(1)
+        behind = (second - first)[:, 0]
+        is_contested = behind < CONTESTED
+        doubts = torch.minimum(
+            (behind - CONTESTED).abs(), torch.where(is_contested, third - second[:, 0], torch.inf)
+        )
+        rows = is_contested.nonzero()[:, 0]
+        if not len(rows):
+            return distances, doubts
+        first, second = first[rows], second[rows]
+        leaders, runners = keys.gather(1, leader)[rows, 0], keys.gather(1, runner)[rows, 0]
+        ahead = 2 * self.log_odds(queries.cpu()[rows], leaders, runners)[:, None]
+        settled = distances.clone()
+        settled[rows] += is_leading[rows] * (-ahead).clamp_min(0.0)
+        settled[rows] += is_second[rows] * (first + ahead.clamp_min(0.0) - second)
+        return settled, doubts
+
+    def log_odds(
+        self, queries: Float[Tensor, "B C"], first: Int[Tensor, " B"], second: Int[Tensor, " B"]
+    ) -> Float[Tensor, " B"]:
+        """How much likelier each row's first key is than its second, (B,) float64, in nats.
+
+        (q − (μ_a + μ_b)/2)ᵀ Σ_ab⁻¹ (μ_a − μ_b) + log π_a/π_b, a and b being the two keys.
+
+        Args:
+            queries: (B, C), B ≥ 1.
+            first: (B,) key numbers.
+            second: (B,) key numbers, of other tasks than ``first``.
+
+        Raises:
+            StoreError: the statistics of a task cannot be read.
+        """
+        found = []
+        for query, a, b in zip(queries.to(torch.float64), first.tolist(), second.tolist(), strict=True):
+            middle = (self._means[a] + self._means[b]) / 2
+            found.append(torch.dot(query - middle, self._direction(a, b)))
+        odds = torch.stack(found)
+        return odds if self._log_priors is None else odds + self._log_priors[first] - self._log_priors[second]
+
+    def _direction(self, a: int, b: int) -> Float[Tensor, " C"]:
+        """Σ_ab⁻¹ (μ_a − μ_b), float64."""
+        pair = min(a, b), max(a, b)
+        direction = self._directions.get(pair)
+        if direction is None:
+            direction = self._solve(*pair)
+            while len(self._directions) >= _MOST_PAIRS:
+                self._directions.pop(next(iter(self._directions)), None)
+            self._directions[pair] = direction
+        return direction if a < b else -direction
+
+    def _solve(self, a: int, b: int) -> Float[Tensor, " C"]:
+        numbers = [int(self._owners[key]) for key in (a, b)]
+        packed = sum((self._load_scatter(n).to(torch.float64) for n in numbers), start=torch.zeros(()))
+        num_channels = self._means.shape[1]
+        num_rows = sum(float(self._tasks[n].counts.sum()) for n in numbers)
+        factor = self._space.factor
+        covariance = torch.addmm(unpack(packed, num_channels), factor, factor.T, alpha=num_channels)
+        covariance /= num_channels + num_rows
+        difference = (self._means[a] - self._means[b])[:, None]
+        return torch.cholesky_solve(difference, torch.linalg.cholesky(covariance))[:, 0]

@@ -1,0 +1,190 @@
+"""The runoff between two tasks that both claim a row, against the formula and against truth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from slm.config import RetrievalConfig
+from slm.retrieval import runoff
+from slm.retrieval.keys import TaskKeys, learn_keys, unpack
+from slm.retrieval.retriever import Retriever
+from slm.retrieval.runoff import CONTESTED
+
+NUM_CHANNELS = 12
+AWAY = 30.0
+"""Distance of the tasks that nobody confuses."""
+
+
+def rows_of(task: int, num_rows: int, seed: int = 0) -> torch.Tensor:
+    """Rows of a made-up task: 0 and 1 are twins that differ where only they scatter little."""
+    generator = torch.Generator().manual_seed(100 * seed + task)
+    rows = torch.randn(num_rows, NUM_CHANNELS, generator=generator).double()
+    if task < 2:
+        rows[:, 0] = 0.1 * rows[:, 0] + 0.4 * (task - 0.5)
+        rows[:, 1] += 0.3 * (task - 0.5)
+    else:
+        rows[:, task] += AWAY
+    return rows
+
+
+def keys_of(rows: torch.Tensor, num_keys: int = 1) -> TaskKeys:
+    return learn_keys(rows, torch.arange(len(rows)) % num_keys)
+
+
+def make(tasks: list[TaskKeys], load=None, **settings) -> Retriever:
+    total = sum(task.scatter.double() for task in tasks)
+    return Retriever(tasks, total, RetrievalConfig(**settings), load)
+
+
+def four(num_rows: int = 200) -> list[TaskKeys]:
+    return [keys_of(rows_of(task, num_rows)) for task in range(4)]
+
+
+def misrouting(retriever: Retriever, tasks=(0, 1)) -> float:
+    wrong = []
+    for task in tasks:
+        found = retriever(rows_of(task, 500, seed=1))
+        wrong.append(float((found.owners[found.nearest] != task).double().mean()))
+    return sum(wrong) / len(wrong)
+
+
+def test_twins_are_told_apart_by_a_direction_that_the_shared_covariance_hides():
+    plain, settled = (make(four(), is_abstaining=False, has_runoff=on) for on in (False, True))
+    assert misrouting(plain) > 0.2
+    assert misrouting(settled) < 0.06
+    assert misrouting(settled, (2, 3)) == 0
+
+
+def test_more_rows_tell_twins_apart_better():
+    few, many = (make(four(number), is_abstaining=False) for number in (16, 1000))
+    assert (
+        misrouting(many) < misrouting(few) < misrouting(make(four(16), is_abstaining=False, has_runoff=False))
+    )
+
+
+def test_log_odds_are_those_of_two_densities_under_the_covariance_of_the_pair():
+    tasks, (a, b) = four(), (1, 0)
+    retriever = make(tasks)
+    factor = retriever.scorer.space.factor
+    own = sum(unpack(tasks[n].scatter, NUM_CHANNELS) for n in (a, b))
+    covariance = (NUM_CHANNELS * factor @ factor.T + own) / (NUM_CHANNELS + 400)
+    queries = rows_of(0, 20, seed=3)
+    one, two = (
+        torch.distributions.MultivariateNormal(tasks[n].means[0], covariance).log_prob(queries)
+        for n in (a, b)
+    )
+    first, second = torch.full((20,), a), torch.full((20,), b)
+    odds = retriever.scorer.runoff.log_odds(queries, first, second)
+    torch.testing.assert_close(odds, one - two)
+    assert torch.equal(retriever.scorer.runoff.log_odds(queries, second, first), -odds)
+    sized = make([tasks[0], keys_of(rows_of(1, 50))], prior="size").scorer.runoff
+    plain = make([tasks[0], keys_of(rows_of(1, 50))]).scorer.runoff
+    zero, one = torch.tensor([0]), torch.tensor([1])
+    difference = sized.log_odds(queries[:1], zero, one) - plain.log_odds(queries[:1], zero, one)
+    assert float(difference) == pytest.approx(math.log(200 / 50))
+
+
+def test_distances_say_what_the_runoff_said_and_the_smallest_stays():
+    tasks, queries = four(), torch.cat([rows_of(0, 50, seed=4), rows_of(1, 50, seed=4)])
+    before, after = (make(tasks, is_abstaining=False, has_runoff=on)(queries) for on in (False, True))
+    assert not torch.equal(before.nearest, after.nearest)
+    torch.testing.assert_close(after.distances[:, 0], before.distances[:, 0])
+    odds = make(tasks).scorer.runoff.log_odds(queries, *after.candidates[:, :2].T)
+    assert bool((odds > 0).all())
+    behind = (after.distances[:, 1] - after.distances[:, 0]).double()
+    torch.testing.assert_close(behind, 2 * odds, atol=1e-4, rtol=1e-4)
+    assert bool((after.distances.diff(dim=1) >= 0).all())
+
+
+def test_rows_that_one_task_claims_are_left_alone_and_read_no_scatter():
+    tasks = four()
+
+    def load(number: int) -> torch.Tensor:
+        raise AssertionError(f"the scatter of task {number} was read")
+
+    queries = torch.cat([rows_of(2, 20, seed=5), rows_of(3, 20, seed=5)])
+    found = make(tasks, load, is_abstaining=False)(queries)
+    plain = make(tasks, is_abstaining=False, has_runoff=False)(queries)
+    assert torch.equal(found.distances, plain.distances)
+    assert bool((plain.distances[:, 1] - plain.distances[:, 0] > CONTESTED).all())
+
+
+def test_scatters_of_a_pair_are_read_once():
+    tasks, read = four(), []
+
+    def load(number: int) -> torch.Tensor:
+        read.append(number)
+        return tasks[number].scatter
+
+    retriever = make(tasks, load, is_abstaining=False)
+    for seed in range(3):
+        retriever(torch.cat([rows_of(0, 10, seed=seed), rows_of(1, 10, seed=seed)]))
+    assert sorted(read) == [0, 1]
+
+
+def test_directions_are_kept_for_so_many_pairs_and_no_more(monkeypatch):
+    monkeypatch.setattr(runoff, "_MOST_PAIRS", 3)
+    own = make(four()).scorer.runoff
+    query, pairs = rows_of(0, 1), list(itertools.permutations(range(4), 2))
+    asked = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
+    assert len(own._directions) == 3
+    again = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
+    assert asked == again
+
+
+def test_all_keys_of_the_loser_fall_behind_the_winner():
+    tasks = [keys_of(rows_of(task, 400), num_keys=3) for task in range(4)]
+    queries = torch.cat([rows_of(0, 100, seed=6), rows_of(1, 100, seed=6)])
+    found = make(tasks, is_abstaining=False)(queries)
+    owners = found.owners[found.candidates]
+    for other in (0, 1):
+        rows = owners[:, 0] == other
+        loser = found.distances[rows].masked_fill(owners[rows] != 1 - other, torch.inf).amin(1)
+        behind = (loser - found.distances[rows, 0]).double()
+        first = found.nearest[rows]
+        nearest_loser = (
+            found.distances[rows].masked_fill(owners[rows] != 1 - other, torch.inf).argmin(1, keepdim=True)
+        )
+        second = found.candidates[rows].gather(1, nearest_loser)[:, 0]
+        odds = make(tasks).scorer.runoff.log_odds(queries[rows], first, second)
+        torch.testing.assert_close(behind, 2 * odds.abs(), atol=1e-3, rtol=1e-3)
+
+
+def test_every_task_seen_at_once_agrees_with_the_decision():
+    retriever, queries = make(four()), torch.cat([rows_of(t, 50, seed=7) for t in range(4)])
+    found, seen = retriever(queries), retriever.task_distances(queries)
+    assert torch.equal(seen.distances.argmin(1), found.owners[found.nearest])
+    torch.testing.assert_close(seen.distances.amin(1), found.distances[:, 0])
+
+
+def test_a_margin_tells_what_would_change_the_runoff():
+    tasks = [keys_of(rows_of(task, 200)) for task in (0, 1)]
+    own = make(tasks).scorer.runoff
+    owners = torch.tensor([[0, 1, 2]])
+    own._owners = owners[0]
+    queries = torch.zeros(1, NUM_CHANNELS)
+    for distances, margin in (
+        ([0.0, 60.0, 70.0], 60 - CONTESTED),  # 1 comes nearer and contests
+        ([0.0, 40.0, 70.0], CONTESTED - 40),  # 1 goes away and does not
+        ([0.0, 30.0, 31.0], 1.0),  # 2 would be asked in place of 1
+    ):
+        given = torch.tensor([distances], dtype=torch.float64)
+        assert float(own.settle(queries, owners, given)[1]) == pytest.approx(margin)
+
+
+def test_a_single_task_has_nobody_to_run_against():
+    retriever = make([keys_of(rows_of(0, 100), num_keys=2)])
+    found = retriever(rows_of(0, 10, seed=8))
+    assert torch.isfinite(found.distances).all()
+    assert torch.isfinite(found.margins).all()
+
+
+def test_two_tasks_of_the_same_rows_tie():
+    retriever = make([keys_of(rows_of(0, 100)), keys_of(rows_of(0, 100))], is_abstaining=False)
+    found = retriever(rows_of(0, 10, seed=9))
+    torch.testing.assert_close(found.posterior, torch.full((10, 2), 0.5))
+    assert float(found.margins.max()) == 0
