@@ -57,10 +57,10 @@ def retriever_of(
     return Retriever(keys, total, RetrievalConfig(**settings), background=background)
 
 
-def misrouting(splits: Splits, keys: Keys) -> tuple[float, dict[str, dict[str, int]]]:
+def misrouting(splits: Splits, keys: Keys, **settings: Any) -> tuple[float, dict[str, dict[str, int]]]:
     """Mean over the tasks of the share of test rows nearest to another task's key; and where they went."""
     names = list(keys)
-    retriever = retriever_of([keys[name] for name in names], is_abstaining=False)
+    retriever = retriever_of([keys[name] for name in names], is_abstaining=False, **settings)
     shares, confusions = [], {}
     for number, name in enumerate(names):
         found = retriever(splits[name][1])
@@ -90,28 +90,38 @@ def routing(splits: Splits, keys: Keys) -> dict[str, Any]:
         if title == "22":
             found["confusions"] = confusions
     found["22, 16 examples"] = misrouting(splits, few)[0]
+    found["without runoff"] = {
+        **shares_of(splits, keys, has_runoff=False),
+        "22, 16 examples": misrouting(splits, few, has_runoff=False)[0],
+    }
     return found
+
+
+def shares_of(splits: Splits, keys: Keys, **settings: Any) -> dict[str, float]:
+    """Misrouting of the gaussian form over three sets of tasks."""
+    sets = sets_of(list(splits)).items()
+    return {title: misrouting(splits, {n: keys[n] for n in names}, **settings)[0] for title, names in sets}
 
 
 def all_rows_routing(splits: Splits) -> dict[str, Any]:
     """Misrouting of the gaussian form over three sets of tasks, and how many training rows it had."""
     keys = {name: keys_of(train) for name, (train, _) in splits.items()}
-    found = {
-        title: misrouting(splits, {n: keys[n] for n in names})[0]
-        for title, names in sets_of(list(splits)).items()
+    return {
+        **shares_of(splits, keys),
+        "without runoff": shares_of(splits, keys, has_runoff=False),
+        "rows": [len(train) for train, _ in splits.values()],
     }
-    return {**found, "rows": [len(train) for train, _ in splits.values()]}
 
 
 def alternatives(splits: Splits, labels: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Misrouting of other routers on the same queries: more keys a task, and a ridge router."""
-    sets = sets_of(list(splits))
     found = {}
     for title, keys in (
         ("one key per label", {n: label_keys(train, labels[n]) for n, (train, _) in splits.items()}),
         ("4 k-means keys a task", {n: keys_of(train, 4) for n, (train, _) in splits.items()}),
     ):
-        found[title] = {s: misrouting(splits, {n: keys[n] for n in names})[0] for s, names in sets.items()}
+        found[title] = shares_of(splits, keys)
+    sets = sets_of(list(splits))
     found["ridge router, 2,000 random features"] = {
         s: ridge_misrouting({n: splits[n] for n in names}) for s, names in sets.items()
     }

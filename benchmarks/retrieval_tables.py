@@ -27,11 +27,11 @@ def routing_tables(results: Mapping[str, Any]) -> list[str]:
         "",
         "Misrouted test rows, mean over the tasks (20: without rte and cb, mnli's twins).",
     ]
-    rows = [
-        [n, str(r["routing"]["channels"]), *(percent(r["routing"][c]) for c in columns)]
-        for n, r in results.items()
-        if "routing" in r
-    ]
+    rows = []
+    for name, found in ((n, r["routing"]) for n, r in results.items() if "routing" in r):
+        rows.append([name, str(found["channels"]), *(percent(found[c]) for c in columns)])
+        bare = found["without runoff"]
+        rows.append([f"{name}, without runoff", "", *(percent(bare[c]) for c in columns)])
     lines += table(("reading", "channels", "15 tasks", "22 tasks", "20 tasks", "22 tasks, 16 examples"), rows)
     whole = {n: r["all rows"] for n, r in results.items() if "all rows" in r}
     if whole:
@@ -39,7 +39,11 @@ def routing_tables(results: Mapping[str, Any]) -> list[str]:
         lines += [f"The same with all training rows, {sizes[0]} to {sizes[-1]:,} a task."]
         lines += table(
             ("reading", "15 tasks", "22 tasks", "20 tasks"),
-            [[n, *(percent(own[s]) for s in ("15", "22", "20"))] for n, own in whole.items()],
+            [
+                [title, *(percent(of[s]) for s in ("15", "22", "20"))]
+                for n, own in whole.items()
+                for title, of in ((n, own), (f"{n}, without runoff", own["without runoff"]))
+            ],
         )
     for name, found in results.items():
         if "alternatives" not in found:

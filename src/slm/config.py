@@ -256,7 +256,7 @@ class RetrievalConfig(_Config):
     decided when the store is made."""
     has_runoff: bool = True
     """Whether the ``gaussian`` form asks the two nearest tasks again, under a covariance of their own, where
-    both claim a row (method section 2c)."""
+    both claim a row (method section 2b)."""
     index: str = "auto"
     """``exact`` (torch, all keys), ``vector`` (FAISS, opens the nearest cells of keys), or ``auto``: the
     vector index from the number of keys on where it wins."""

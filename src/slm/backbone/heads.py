@@ -33,11 +33,13 @@ def pool_words(
             signed square roots of unit norm, because single tokens are spiky where a mean is not;
             ``even-mean``, the mean treated the same way.
     """
-    place = mask.cumsum(1)
-    if pooling == "first":
-        mask = mask & (place <= NUM_FIRST)
-    elif pooling == "last":
-        mask = mask & (place == place[:, -1:])
+    if pooling in ("first", "last"):
+        places = mask.cumsum(1)
+        num = NUM_FIRST if pooling == "first" else 1
+        wanted = mask & (places <= num if pooling == "first" else places == places[:, -1:])
+        tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :num]  # the few come first
+        mask = wanted.gather(1, tokens)
+        hidden = hidden.gather(1, tokens[:, :, None].expand(-1, -1, hidden.shape[2]))
     pooled = pool_mean(hidden, mask)
     if pooling == "mean":
         return pooled

@@ -21,7 +21,7 @@ def implied_confusion(
 
     A row of key n is drawn as y_n + b_n + e with e ~ √τ · N(0, Y_n) (method section 2d), the very law
     thresholds follow from, and then given to the nearest key. So it needs no row of data; it knows only
-    confusions that the statistics know, and tells of those that a runoff (section 2c) is left to settle.
+    confusions that the statistics know, and tells of those that a runoff (section 2b) is left to settle.
 
     Args:
         retriever: decides among the tasks.
