@@ -1,4 +1,4 @@
-"""Who has a row that two tasks claim: the two nearest again, under a covariance of their own (method section 2b).
+"""Who has a row that two tasks claim: the two nearest again, under a covariance of their own (method 2b).
 
 One covariance for all keys is right on average. Two tasks that look alike to it may differ in a direction in
 which both scatter little and the others much, and the more rows they were learned from, the better that
