@@ -13,6 +13,7 @@ keys.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -112,7 +113,9 @@ def measure_adding(num_tasks: int, rows_per_task: int = 100) -> dict[str, list[f
 
     The tasks are made up, their increments tiny: what is measured is the store and DTKR, not learning.
     """
-    config = Config(backbone=BackboneConfig(dtype="float32"), retrieval=RetrievalConfig(layers=(3,)))
+    config = Config(
+        backbone=BackboneConfig(dtype="float32"), retrieval=RetrievalConfig(layers=(3,), pooling="mean")
+    )
     times: dict[str, list[float]] = {"commit": [], "take in": [], "first decision": []}
     with tempfile.TemporaryDirectory() as folder:
         model = ScalableLM.create(Path(folder) / "store", "minilm", config)
@@ -174,32 +177,39 @@ def render(engines: Sequence[dict[str, Any]], adding: Sequence[dict[str, Any]]) 
     return "\n".join(lines) + "\n"
 
 
-def measure_cost(sizes: Sequence[int], num_tasks: int) -> dict[str, Any]:
-    """Everything, JSON-ready; ``tables`` is the Markdown."""
-    engines = []
-    for num_keys in sizes:
-        for keys_per_cluster in KEYS_PER_CLUSTER:
-            engines.append(measure_engines(num_keys, keys_per_cluster))
-            print(json.dumps(engines[-1]), flush=True)
-    adding = summarize_adding(measure_adding(num_tasks)) if num_tasks else []
-    machine = {"processors": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"machine": machine, "engines": engines, "adding": adding, "tables": render(engines, adding)}
-
-
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write, after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[1_000, 3_000, 10_000, 30_000, 100_000, 1_000_000]
     )
     parser.add_argument("--tasks", type=int, default=1000, help="tasks added one after the other")
+    parser.add_argument("--parts", default="engines,adding", help="the other part stays as the files have it")
     options = parser.parse_args()
-    found = measure_cost(options.sizes, options.tasks)
-    print(found["tables"])
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "retrieval_cost.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "retrieval_cost.md").write_text(found["tables"])
+    file = options.out / "retrieval_cost.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    found["machine"] = {
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+    def keep() -> None:
+        found["tables"] = render(found.get("engines", []), found.get("adding", []))
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        file.with_suffix(".md").write_text(found["tables"])
+
+    if "engines" in options.parts.split(","):
+        found["engines"] = []
+        for num_keys, keys_per_cluster in itertools.product(options.sizes, KEYS_PER_CLUSTER):
+            found["engines"].append(measure_engines(num_keys, keys_per_cluster))
+            keep()
+    if "adding" in options.parts.split(","):
+        found["adding"] = summarize_adding(measure_adding(options.tasks))
+        keep()
+    print(found["tables"])
 
 
 if __name__ == "__main__":

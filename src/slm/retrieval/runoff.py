@@ -56,7 +56,8 @@ class Runoff:
     ) -> None:
         self._space, self._tasks, self._owners = space, tasks, owners
         self._load_scatter, self._log_priors = load_scatter, log_priors
-        self._means = torch.cat([task.means for task in tasks])
+        counts = torch.tensor([task.num_keys for task in tasks])
+        self._first_keys = (counts.cumsum(0) - counts).tolist()
         self._directions: dict[tuple[int, int], Tensor] = {}
 
     def settle(
@@ -120,10 +121,15 @@ class Runoff:
         """
         found = []
         for query, a, b in zip(queries.to(torch.float64), first.tolist(), second.tolist(), strict=True):
-            middle = (self._means[a] + self._means[b]) / 2
+            middle = (self._mean(a) + self._mean(b)) / 2
             found.append(torch.dot(query - middle, self._direction(a, b)))
         odds = torch.stack(found)
         return odds if self._log_priors is None else odds + self._log_priors[first] - self._log_priors[second]
+
+    def _mean(self, key: int) -> Float[Tensor, " C"]:
+        """μ of a key, float64."""
+        task = int(self._owners[key])
+        return self._tasks[task].means[key - self._first_keys[task]]
 
     def _direction(self, a: int, b: int) -> Float[Tensor, " C"]:
         """Σ_ab⁻¹ (μ_a − μ_b), float64."""
@@ -139,10 +145,10 @@ class Runoff:
     def _solve(self, a: int, b: int) -> Float[Tensor, " C"]:
         numbers = [int(self._owners[key]) for key in (a, b)]
         packed = sum((self._load_scatter(n).to(torch.float64) for n in numbers), start=torch.zeros(()))
-        num_channels = self._means.shape[1]
+        num_channels = self._tasks[0].num_channels
         num_rows = sum(float(self._tasks[n].counts.sum()) for n in numbers)
         factor = self._space.factor
         covariance = torch.addmm(unpack(packed, num_channels), factor, factor.T, alpha=num_channels)
         covariance /= num_channels + num_rows
-        difference = (self._means[a] - self._means[b])[:, None]
+        difference = (self._mean(a) - self._mean(b))[:, None]
         return torch.cholesky_solve(difference, torch.linalg.cholesky(covariance))[:, 0]
