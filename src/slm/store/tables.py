@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -100,7 +100,7 @@ class Tables:
         database = lancedb.connect(folder)
         database.create_table("tasks", schema=TASKS_SCHEMA)
         database.create_table("keys", schema=KEYS_SCHEMA)
-        _sync_since(folder, 0)
+        _sync_new(folder, {})
         return cls(folder)
 
     @property
@@ -195,7 +195,8 @@ class Tables:
         self._write("keys", lambda: self._keys.optimize(cleanup_older_than=_KEPT_FOR))
 
     def _write(self, name: str, action: Callable[[], Result]) -> Result:
-        begun_ns = time.time_ns()
+        folder = self.folder / f"{name}.lance"
+        known = _files(folder)
         try:
             result = action()
         except _TROUBLES as error:
@@ -203,7 +204,7 @@ class Tables:
                 f"{self.folder} cannot be written ({_first_line(error)}): see that the disk is neither "
                 "full nor read-only"
             ) from error
-        _sync_since(self.folder / f"{name}.lance", begun_ns - 1_000_000_000)
+        _sync_new(folder, known)
         return result
 
     def _try(self, query: Callable[[], Result]) -> Result:
@@ -260,14 +261,21 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _sync_since(folder: Path, begun_ns: int) -> None:
-    """Wait until every file below ``folder`` that changed since then is on the disk; LanceDB does not."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            with suppress(FileNotFoundError):  # a temporary file of LanceDB's
-                if path.stat().st_mtime_ns >= begun_ns:
-                    with path.open("r+b") as file:
-                        os.fsync(file.fileno())
-        if Path(parent).stat().st_mtime_ns >= begun_ns:
+def _files(folder: Path) -> dict[str, set[str]]:
+    """Names of the files in a folder and in every folder below it."""
+    return {parent: set(names) for parent, _, names in os.walk(folder)}
+
+
+def _sync_new(folder: Path, known: Mapping[str, set[str]]) -> None:
+    """Wait until all files below a folder but the known ones are on the disk, which LanceDB does not.
+
+    It never writes into a file that exists, but for a hint at the latest version, a ``.json``.
+    """
+    for parent, names in _files(folder).items():
+        new = names - known.get(parent, set())
+        hints = {name for name in names if name.endswith(".json")}
+        for path in (Path(parent, name) for name in new | hints):
+            with suppress(FileNotFoundError), path.open("r+b") as file:  # a temporary file of LanceDB's
+                os.fsync(file.fileno())
+        if new or parent not in known:
             sync_folder(Path(parent))
