@@ -60,11 +60,13 @@ class Explanation:
         question: the text.
         candidates: every task of the store, nearest first.
         is_abstained: whether the nearest was still too far.
+        is_contested: whether two tasks both claimed it and settled it in a runoff (method section 2b).
     """
 
     question: str
     candidates: tuple[Candidate, ...]
     is_abstained: bool
+    is_contested: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -65,6 +65,7 @@ class FixedMixture:
             thresholds=torch.full((num_rows,), math.inf),
             margins=torch.full((num_rows,), math.inf),
             owners=torch.arange(size),
+            is_contested=torch.zeros(num_rows, dtype=torch.bool),
             is_abstained=torch.zeros(num_rows, dtype=torch.bool),
         )
 

@@ -319,7 +319,10 @@ class ScalableLM:
             for number, record in enumerate(records)
         ]
         return Explanation(
-            text, tuple(sorted(candidates, key=lambda c: c.distance)), bool(retrieved.is_abstained[0])
+            text,
+            tuple(sorted(candidates, key=lambda c: c.distance)),
+            bool(retrieved.is_abstained[0]),
+            bool(retrieved.is_contested[0]),
         )
 
     def retrieve(self, questions: Sequence[Prompt], *, is_truncating: bool = False) -> Retrieved | None:

@@ -180,6 +180,17 @@ def test_of_many_tasks_explain_shows_the_nearest_dozen(slm, store, monkeypatch):
     assert len(document(slm("explain", store, "why", "--json"))["candidates"]) == 100
 
 
+def test_explain_tells_of_a_runoff(slm, store, monkeypatch):
+    rivals = (Candidate("bills", 0.8, 0.8, 1.0, 10.0), Candidate("loans", 0.2, 0.2, 9.0, 10.0))
+    monkeypatch.setattr(
+        "slm.model.ScalableLM.explain", lambda *_, **__: Explanation("why", rivals, False, True)
+    )
+    *_, told, verdict = slm("explain", store, "why").out.splitlines()
+    assert told == "two tasks claimed it, a runoff between them decided for bills"
+    assert verdict == "answers with bills 0.80 + loans 0.20"
+    assert document(slm("explain", store, "why", "--json"))["is_contested"] is True
+
+
 def test_explain_draws_in_ascii_where_the_output_has_no_blocks(store):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "slm.cli.main", "explain", str(store), STRANGE]

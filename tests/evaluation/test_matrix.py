@@ -71,6 +71,7 @@ class FakeModel:
             thresholds=torch.full((len(places),), THRESHOLD),
             margins=distances[:, 1] - distances[:, 0],
             owners=owners,
+            is_contested=torch.zeros(len(places), dtype=torch.bool),
             is_abstained=is_abstained,
         )
 

@@ -92,6 +92,8 @@ def test_distances_say_what_the_runoff_said_and_the_smallest_stays():
     tasks, queries = four(), torch.cat([rows_of(0, 50, seed=4), rows_of(1, 50, seed=4)])
     before, after = (make(tasks, is_abstaining=False, has_runoff=on)(queries) for on in (False, True))
     assert not torch.equal(before.nearest, after.nearest)
+    assert after.is_contested.all()
+    assert not before.is_contested.any()
     torch.testing.assert_close(after.distances[:, 0], before.distances[:, 0])
     odds = make(tasks).scorer.runoff.log_odds(queries, *after.candidates[:, :2].T)
     assert bool((odds > 0).all())
@@ -108,6 +110,7 @@ def test_rows_that_one_task_claims_are_left_alone_and_read_no_scatter():
 
     queries = torch.cat([rows_of(2, 20, seed=5), rows_of(3, 20, seed=5)])
     found = make(tasks, load, is_abstaining=False)(queries)
+    assert not found.is_contested.any()
     plain = make(tasks, is_abstaining=False, has_runoff=False)(queries)
     assert torch.equal(found.distances, plain.distances)
     assert bool((plain.distances[:, 1] - plain.distances[:, 0] > CONTESTED).all())

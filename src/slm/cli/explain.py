@@ -51,6 +51,8 @@ def _print_decision(explanation: Explanation) -> None:
     num_left_out = len(explanation.candidates) - len(shown)
     if num_left_out:
         print_line(f"{num_left_out} farther tasks are left out, --json has them all", "dim")
+    if explanation.is_contested:
+        print_line(f"two tasks claimed it, a runoff between them decided for {shown[0].task}")
     nearest = shown[0]
     reach = f"{nearest.distance:.3f}, its threshold is {nearest.threshold:.3f}"
     if explanation.is_abstained:

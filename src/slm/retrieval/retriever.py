@@ -43,6 +43,7 @@ class Retrieved:
         margins: (B,) float32, smallest change of a difference of distances that could make another key the
             nearest, bring others into the runoff, or have the row refused or not.
         owners: (N,) int64, the task of each key.
+        is_contested: (B,) bool, whether the two nearest tasks both claimed the row and a runoff decided.
         is_abstained: (B,) bool, whether the row belongs to no task of the store.
     """
 
@@ -55,6 +56,7 @@ class Retrieved:
     thresholds: Float[Tensor, " B"]
     margins: Float[Tensor, " B"]
     owners: Int[Tensor, " N"]
+    is_contested: Bool[Tensor, " B"]
     is_abstained: Bool[Tensor, " B"]
 
     @property
@@ -154,8 +156,9 @@ class Retriever:
         squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
         distances = scorer.relative_distances(points, squared)
         margins = distances.new_full((len(points),), torch.inf)
+        is_contested = torch.zeros(len(points), dtype=torch.bool)
         if self._runoff is not None:
-            distances, margins = self._runoff.settle(queries, candidates, distances)
+            distances, margins, is_contested = self._runoff.settle(queries, candidates, distances)
             distances, order = distances.sort(dim=1, stable=True)
             candidates = candidates.gather(1, order)
         if distances.shape[1] > 1:
@@ -180,6 +183,7 @@ class Retriever:
             thresholds=thresholds.to(torch.float32),
             margins=torch.minimum(margins, beyond.abs()).to(torch.float32),
             owners=scorer.tasks,
+            is_contested=is_contested,
             is_abstained=beyond > 0,
         )
 
@@ -194,7 +198,7 @@ class Retriever:
         distances = scorer.relative_distances(points, all_distances(points, scorer.keys))
         if self._runoff is not None:
             everyone = torch.arange(len(scorer.keys)).expand_as(distances)
-            distances, _ = self._runoff.settle(queries, everyone, distances)
+            distances, _, _ = self._runoff.settle(queries, everyone, distances)
         owners = scorer.tasks.expand_as(distances)
         num_keys, num_tasks = len(scorer.tasks), int(scorer.tasks[-1]) + 1
         best = distances.new_full((len(points), num_tasks), torch.inf)

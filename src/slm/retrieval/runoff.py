@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
@@ -62,7 +62,7 @@ class Runoff:
 
     def settle(
         self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
-    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"]]:
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Have the two nearest tasks of each row decide between themselves where both claim it.
 
         The winner gets the smaller distance and the loser what it is behind, −2 log-odds of the two; other
@@ -75,8 +75,9 @@ class Runoff:
             distances: (B, M) float64, relative distances of these keys.
 
         Returns:
-            (B, M) float64, the settled distances; and (B,) float64, the smallest change of a difference of
-            distances that would bring others into the runoff, or call it off or on.
+            (B, M) float64, the settled distances; (B,) float64, the smallest change of a difference of
+            distances that would bring others into the runoff, or call it off or on; and (B,) bool, whether
+            there was one.
 
         Raises:
             StoreError: the statistics of a task cannot be read.
@@ -95,14 +96,14 @@ class Runoff:
         )
         rows = is_contested.nonzero()[:, 0]
         if not len(rows):
-            return distances, doubts
+            return distances, doubts, is_contested
         first, second = first[rows], second[rows]
         leaders, runners = keys.gather(1, leader)[rows, 0], keys.gather(1, runner)[rows, 0]
         ahead = 2 * self.log_odds(queries.cpu()[rows], leaders, runners)[:, None]
         settled = distances.clone()
         settled[rows] += is_leading[rows] * (-ahead).clamp_min(0.0)
         settled[rows] += is_second[rows] * (first + ahead.clamp_min(0.0) - second)
-        return settled, doubts
+        return settled, doubts, is_contested
 
     def log_odds(
         self, queries: Float[Tensor, "B C"], first: Int[Tensor, " B"], second: Int[Tensor, " B"]

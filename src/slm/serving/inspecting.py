@@ -76,7 +76,7 @@ def inspection_router(desk: Desk) -> APIRouter:
 
 def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:
     if known.retriever is None:
-        return [{"is_abstained": True, "candidates": []} for _ in texts]
+        return [{"is_abstained": True, "is_contested": False, "candidates": []} for _ in texts]
     retrieved = desk.engine.model.decide(known.retriever, texts)
     thresholds = retrieved.thresholds.tolist()
     all_thresholds = known.retriever.scorer.thresholds(retrieved.candidates.flatten())
@@ -98,7 +98,13 @@ def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[st
                     "key": key,
                 }
             )
-        found.append({"is_abstained": bool(retrieved.is_abstained[row]), "candidates": candidates})
+        found.append(
+            {
+                "is_abstained": bool(retrieved.is_abstained[row]),
+                "is_contested": bool(retrieved.is_contested[row]),
+                "candidates": candidates,
+            }
+        )
     return found
 
 

@@ -99,6 +99,7 @@ class SlmCosineVoting(SlmCosine):
             thresholds=torch.full((len(queries),), torch.inf),
             margins=torch.full((len(queries),), torch.inf),
             owners=scorer.tasks,
+            is_contested=torch.zeros(len(queries), dtype=torch.bool),
             is_abstained=torch.zeros(len(queries), dtype=torch.bool),
         )
 
