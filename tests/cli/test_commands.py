@@ -187,7 +187,7 @@ def test_explain_tells_of_a_runoff(slm, store, monkeypatch):
     )
     *_, told, verdict = slm("explain", store, "why").out.splitlines()
     assert told == "two tasks claimed it, a runoff between them decided for bills"
-    assert verdict == "answers with bills 0.80 + loans 0.20"
+    assert verdict == "answers with bills 0.80, loans 0.20"
     assert document(slm("explain", store, "why", "--json"))["is_contested"] is True
 
 
