@@ -142,7 +142,7 @@ def _place(
     assert known.retriever is not None
     names = [record.name for record in known.records]
     queries = read(texts)
-    found = known.retriever(queries)
+    found = known.retriever(queries, lambda row: read([texts[row]])[0])
     nearest = found.owners[found.nearest].tolist()
     below = chart.owners_on_paper(queries)
     places = _rounded(chart.places(queries, found))

@@ -46,6 +46,13 @@ def test_every_question_is_drawn_with_its_decision(model, four, drawn):
         )
 
 
+def test_a_question_whose_decision_hangs_on_rounding_is_read_by_itself(model, four, monkeypatch):
+    questions = [prompt_of(e) for task in four for e in task.test[:2]] + STRANGE
+    monkeypatch.setattr(model.knowledge.retriever, "_rounding", math.inf)
+    alone = [float(model.retrieve([question]).distances[0, 0]) for question in questions]
+    assert [q.distance for q in map_store(model, questions=questions).questions] == alone
+
+
 def test_regions_follow_from_the_drawn_keys_and_agreement_from_the_regions(drawn):
     assert (drawn.num_axes, drawn.num_directions, drawn.is_exact) == (2, 3, False)
     assert set(drawn.regions) == set(drawn.tasks)

@@ -15,7 +15,7 @@ from slm.evaluation.matrix import prompt_of
 from slm.model import ScalableLM
 from slm.reading import task_weights
 from slm.retrieval.chart import Chart
-from slm.retrieval.retriever import Retriever
+from slm.retrieval.retriever import Retrieved, Retriever
 from slm.tasks import Stream
 
 
@@ -50,8 +50,13 @@ def map_store(
     survey = _Survey([record.name for record in knowledge.records], knowledge.retriever, len(prompts))
     asked: tuple[MappedQuestion, ...] = ()
     if prompts:
-        queries = model.queries(prompts, is_truncating=is_truncating)
-        asked = survey.questions(queries, [_words(prompt) for prompt in prompts], owners)
+
+        def read(some: Sequence[Prompt]) -> Tensor:
+            return model.queries(some, is_truncating=is_truncating)
+
+        queries = read(prompts)
+        found = knowledge.retriever(queries, lambda row: read([prompts[row]])[0])
+        asked = survey.questions(queries, found, [_words(prompt) for prompt in prompts], owners)
     return survey.map(asked)
 
 
@@ -87,10 +92,13 @@ class _Survey:
         self._is_abstaining = retriever.config.is_abstaining
 
     def questions(
-        self, queries: Float[Tensor, "B C"], texts: Sequence[str], owners: Sequence[str | None]
+        self,
+        queries: Float[Tensor, "B C"],
+        found: Retrieved,
+        texts: Sequence[str],
+        owners: Sequence[str | None],
     ) -> tuple[MappedQuestion, ...]:
-        """What DTKR decides for some questions, and where they lie."""
-        found = self._retriever(queries)
+        """What DTKR decided for some questions, and where they lie."""
         drawn, below = self._chart.places(queries, found), self._chart.owners_on_paper(queries)
         nearest = found.owners[found.nearest].tolist()
         distances, limits = found.distances[:, 0].tolist(), found.thresholds.tolist()
