@@ -148,8 +148,7 @@ class Runoff:
         packed = sum((self._load_scatter(n).to(torch.float64) for n in numbers), start=torch.zeros(()))
         num_channels = self._tasks[0].num_channels
         num_rows = sum(float(self._tasks[n].counts.sum()) for n in numbers)
-        factor = self._space.factor
-        covariance = torch.addmm(unpack(packed, num_channels), factor, factor.T, alpha=num_channels)
+        covariance = unpack(packed, num_channels).add_(self._space.covariance, alpha=num_channels)
         covariance /= num_channels + num_rows
         difference = (self._mean(a) - self._mean(b))[:, None]
         return torch.cholesky_solve(difference, torch.linalg.cholesky(covariance))[:, 0]

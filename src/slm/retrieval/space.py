@@ -26,7 +26,8 @@ class GaussianSpace:
 
     Attributes:
         centre: (C,) float64, μ_0, the mean of all rows, the background a part of it.
-        factor: (C, C) float64, lower triangle L of the pooled shrunk covariance Σ = L Lᵀ.
+        covariance: (C, C) float64, Σ, pooled and shrunk.
+        factor: (C, C) float64, lower triangle L of Σ = L Lᵀ.
         rho: the weight of its shrinkage.
         num_rows: rows behind Σ.
         weights: (N,) float64, share of each key in the whole; with a background they sum to less than 1.
@@ -37,6 +38,7 @@ class GaussianSpace:
     """
 
     centre: Float[Tensor, " C"]
+    covariance: Float[Tensor, "C C"]
     factor: Float[Tensor, "C C"]
     rho: float
     num_rows: float
@@ -85,6 +87,7 @@ def fit_space(
         directions = torch.eye(num_channels, dtype=torch.float64)
     return GaussianSpace(
         centre=centre,
+        covariance=covariance,
         factor=factor,
         rho=rho,
         num_rows=num_rows,
