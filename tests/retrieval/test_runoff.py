@@ -129,12 +129,12 @@ def test_scatters_of_a_pair_are_read_once():
     assert sorted(read) == [0, 1]
 
 
-def test_directions_are_kept_for_so_many_pairs_and_no_more(monkeypatch):
-    monkeypatch.setattr(runoff, "_MOST_PAIRS", 3)
+def test_so_much_is_kept_of_pairs_and_no_more(monkeypatch):
+    monkeypatch.setattr(runoff, "_MOST_SOLVED", 7)
     own = make(four()).scorer.runoff
     query, pairs = rows_of(0, 1), list(itertools.permutations(range(4), 2))
     asked = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
-    assert len(own._directions) == 3
+    assert sum(len(solved) for solved in own._solved.values()) == 6  # three pairs of one key each
     again = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
     assert asked == again
 

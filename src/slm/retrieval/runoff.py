@@ -27,16 +27,16 @@ CONTESTED = 48.0
 """Difference of relative distances up to which the nearest key of another task contests a row; at the default
 temperature a runner-up farther away falls below the default smallest weight."""
 
-_MOST_PAIRS = 1024
-"""Directions that are kept, C float64 each."""
+_MOST_SOLVED = 2048
+"""Keys, counted once for each pair of tasks, whose Σ_ab⁻¹ μ is kept, C float64 each."""
 
 
 @final
 class Runoff:
     """Decides between two keys of different tasks.
 
-    A pair's direction is computed when a row is first contested between the two, from the scatters of both
-    tasks, by one factorization of C × C, and kept.
+    What two tasks need is computed when a row is first contested between them, from the scatters of both, by
+    one factorization of C × C, and kept.
 
     Args:
         space: fitted to these tasks.
@@ -57,8 +57,8 @@ class Runoff:
         self._space, self._tasks, self._owners = space, tasks, owners
         self._load_scatter, self._log_priors = load_scatter, log_priors
         counts = torch.tensor([task.num_keys for task in tasks])
-        self._first_keys = (counts.cumsum(0) - counts).tolist()
-        self._directions: dict[tuple[int, int], Tensor] = {}
+        self._first_keys: list[int] = (counts.cumsum(0) - counts).tolist()
+        self._solved: dict[tuple[int, ...], Tensor] = {}
 
     def settle(
         self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
@@ -134,21 +134,28 @@ class Runoff:
 
     def _direction(self, a: int, b: int) -> Float[Tensor, " C"]:
         """Σ_ab⁻¹ (μ_a − μ_b), float64."""
-        pair = min(a, b), max(a, b)
-        direction = self._directions.get(pair)
-        if direction is None:
-            direction = self._solve(*pair)
-            while len(self._directions) >= _MOST_PAIRS:
-                self._directions.pop(next(iter(self._directions)), None)
-            self._directions[pair] = direction
-        return direction if a < b else -direction
+        pair = tuple(sorted((int(self._owners[a]), int(self._owners[b]))))
+        solved = self._solved.get(pair)
+        if solved is None:
+            solved = self._solve(*pair)
+            kept = sum(len(other) for other in list(self._solved.values()))
+            while self._solved and kept + len(solved) > _MOST_SOLVED:
+                kept -= len(self._solved.pop(next(iter(self._solved)), ()))
+            self._solved[pair] = solved
+        return solved[self._place(a, pair[0])] - solved[self._place(b, pair[0])]
 
-    def _solve(self, a: int, b: int) -> Float[Tensor, " C"]:
-        numbers = [int(self._owners[key]) for key in (a, b)]
-        packed = sum((self._load_scatter(n).to(torch.float64) for n in numbers), start=torch.zeros(()))
-        num_channels = self._tasks[0].num_channels
-        num_rows = sum(float(self._tasks[n].counts.sum()) for n in numbers)
+    def _place(self, key: int, first_task: int) -> int:
+        """Where a key stands among those of its pair of tasks."""
+        task = int(self._owners[key])
+        before = 0 if task == first_task else self._tasks[first_task].num_keys
+        return before + key - self._first_keys[task]
+
+    def _solve(self, one: int, two: int) -> Float[Tensor, "N C"]:
+        """Σ_ab⁻¹ (μ_n − μ_0) of all keys of two tasks, float64; one factorization of C × C."""
+        tasks = self._tasks[one], self._tasks[two]
+        packed = self._load_scatter(one).to(torch.float64) + self._load_scatter(two)
+        num_channels, num_rows = tasks[0].num_channels, sum(float(task.counts.sum()) for task in tasks)
         covariance = unpack(packed, num_channels).add_(self._space.covariance, alpha=num_channels)
-        covariance /= num_channels + num_rows
-        difference = (self._mean(a) - self._mean(b))[:, None]
-        return torch.cholesky_solve(difference, torch.linalg.cholesky(covariance))[:, 0]
+        factor = torch.linalg.cholesky(covariance / (num_channels + num_rows))
+        means = torch.cat([task.means for task in tasks]) - self._space.centre
+        return torch.cholesky_solve(means.T, factor).T.contiguous()
