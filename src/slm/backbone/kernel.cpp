@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t MAX_RANK = 512;  // K * R
 constexpr int64_t BLOCK = 1024;    // features that are kept in float32 at a time
 constexpr int LANES = 16;          // features of one vector
+constexpr int PAIR = 2 * LANES;    // features that are loaded at a time
 
 struct bfloat16 {
     uint16_t bits;
@@ -37,6 +38,7 @@ inline void narrow(float value, bfloat16 &out) {
 }
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 inline Vector load(const float *values) {
     Vector wide;
@@ -44,15 +46,57 @@ inline Vector load(const float *values) {
     return wide;
 }
 
-inline Vector load(const bfloat16 *values) {
-    typedef uint16_t Narrow __attribute__((vector_size(2 * LANES)));
-    typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
-    Narrow narrow;
-    std::memcpy(&narrow, values, sizeof narrow);
-    const Bits bits = __builtin_convertvector(narrow, Bits) << 16;
-    Vector wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
+inline void store(const Vector &wide, float *values) { std::memcpy(values, &wide, sizeof wide); }
+
+// PAIR features as two vectors: of float32 the first half and the second, of bfloat16 those at even places and
+// those at odd ones, which are the low and the high halves of the same words.
+struct Pair {
+    Vector one, two;
+};
+
+inline Pair load_pair(const float *values) { return {load(values), load(values + LANES)}; }
+
+inline Pair load_pair(const bfloat16 *values) {
+    Bits words, low, high;
+    std::memcpy(&words, values, sizeof words);
+    low = words << 16;
+    high = words & 0xffff0000u;
+    Pair pair;
+    std::memcpy(&pair.one, &low, sizeof low);
+    std::memcpy(&pair.two, &high, sizeof high);
+    return pair;
+}
+
+inline void store_pair(const Pair &pair, float *values) {
+    store(pair.one, values);
+    store(pair.two, values + LANES);
+}
+
+// Rounded to the nearest, ties to even, in the upper half of each lane; NaN stays NaN.
+inline Bits rounded(const Vector &wide) {
+    Bits bits;
+    std::memcpy(&bits, &wide, sizeof bits);
+    const Bits near = bits + 0x7fffu + ((bits >> 16) & 1u);
+    const Bits quiet = bits | 0x400000u;
+    return (bits & 0x7fffffffu) <= 0x7f800000u ? near : quiet;
+}
+
+inline void store_pair(const Pair &pair, bfloat16 *values) {
+    const Bits words = (rounded(pair.one) >> 16) | (rounded(pair.two) & 0xffff0000u);
+    std::memcpy(values, &words, sizeof words);
+}
+
+// Features in float32, pair by pair as they were loaded; what is left over keeps its order.
+template <typename T> inline void widen_all(const T *values, float *wide, int64_t n) {
+    int64_t i = 0;
+    for (; i + PAIR <= n; i += PAIR) store_pair(load_pair(values + i), wide + i);
+    for (; i < n; i++) wide[i] = widen(values[i]);
+}
+
+template <typename T> inline void narrow_all(const float *wide, T *values, int64_t n) {
+    int64_t i = 0;
+    for (; i + PAIR <= n; i += PAIR) store_pair(load_pair(wide + i), values + i);
+    for (; i < n; i++) narrow(wide[i], values[i]);
 }
 
 // The sum of all lanes, half by half.
@@ -78,24 +122,35 @@ template <typename T> struct Half {
     int64_t width;
 };
 
-// V tokens in float32, each with the products of all its slots and ranks.
+// V tokens in float32, as widen_all lays them, each with the products of all its slots and ranks.
 template <int V> struct Tokens {
     float wide[V][BLOCK];
     float half[V][MAX_RANK];
 };
+
+// Ask for the PAIR features at a place.
+inline void prefetch(const float *values) {
+    __builtin_prefetch(values);
+    __builtin_prefetch(values + LANES);
+}
+
+inline void prefetch(const bfloat16 *values) { __builtin_prefetch(values); }
 
 // half[v][at + q] += A_q . x_v for Q ranks; what is read next is on its way meanwhile.
 template <int V, int Q, typename T>
 inline void down_ranks(Tokens<V> &tokens, Half<T> A, const T *next, int64_t at, int64_t n) {
     Vector sums[V][Q] = {};
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Vector x[V];
-        for (int v = 0; v < V; v++) x[v] = load(tokens.wide[v] + i);
+    for (; i + PAIR <= n; i += PAIR) {
+        Pair x[V];
+        for (int v = 0; v < V; v++) x[v] = load_pair(tokens.wide[v] + i);
         for (int q = 0; q < Q; q++) {
-            __builtin_prefetch(next + q * A.width + i);
-            const Vector a = load(A.data + q * A.width + i);
-            for (int v = 0; v < V; v++) sums[v][q] += x[v] * a;
+            prefetch(next + q * A.width + i);
+            const Pair a = load_pair(A.data + q * A.width + i);
+            for (int v = 0; v < V; v++) {
+                sums[v][q] += x[v].one * a.one;
+                sums[v][q] += x[v].two * a.two;
+            }
         }
     }
     for (int v = 0; v < V; v++)
@@ -113,15 +168,18 @@ inline void up_ranks(Tokens<V> &tokens, Half<T> B, const T *next, int64_t at, in
     for (int v = 0; v < V; v++)
         for (int q = 0; q < Q; q++) half[v][q] = tokens.half[v][at + q];
     int64_t o = 0;
-    for (; o + LANES <= n; o += LANES) {
-        Vector y[V];
-        for (int v = 0; v < V; v++) y[v] = load(tokens.wide[v] + o);
+    for (; o + PAIR <= n; o += PAIR) {
+        Pair y[V];
+        for (int v = 0; v < V; v++) y[v] = load_pair(tokens.wide[v] + o);
         for (int q = 0; q < Q; q++) {
-            __builtin_prefetch(next + q * B.width + o);
-            const Vector b = load(B.data + q * B.width + o);
-            for (int v = 0; v < V; v++) y[v] += half[v][q] * b;
+            prefetch(next + q * B.width + o);
+            const Pair b = load_pair(B.data + q * B.width + o);
+            for (int v = 0; v < V; v++) {
+                y[v].one += half[v][q] * b.one;
+                y[v].two += half[v][q] * b.two;
+            }
         }
-        for (int v = 0; v < V; v++) std::memcpy(tokens.wide[v] + o, &y[v], sizeof y[v]);
+        for (int v = 0; v < V; v++) store_pair(y[v], tokens.wide[v] + o);
     }
     for (; o < n; o++)
         for (int v = 0; v < V; v++)
@@ -170,10 +228,7 @@ void bend_tokens(const Token<T> *own, const int64_t *slots, const Bank<T> &bank,
     for (int v = 0; v < V; v++) std::memset(tokens.half[v], 0, K * rank * sizeof(float));
     for (int64_t at = 0; at < sizes.num_in; at += BLOCK) {
         const int64_t n = sizes.num_in - at < BLOCK ? sizes.num_in - at : BLOCK;
-        for (int v = 0; v < V; v++) {
-            const T *x = own[v].x + at;
-            for (int64_t i = 0; i < n; i++) tokens.wide[v][i] = widen(x[i]);
-        }
+        for (int v = 0; v < V; v++) widen_all(own[v].x + at, tokens.wide[v], n);
         for (int64_t k = 0; k < K; k++) {
             if (!is_used(k)) continue;
             const Half<T> A{bank.down + slots[k] * down_size + at, sizes.num_in};
@@ -186,20 +241,14 @@ void bend_tokens(const Token<T> *own, const int64_t *slots, const Bank<T> &bank,
             for (int64_t r = 0; r < rank; r++) tokens.half[v][k * rank + r] *= own[v].weights[k];
     for (int64_t at = 0; at < sizes.num_out; at += BLOCK) {
         const int64_t n = sizes.num_out - at < BLOCK ? sizes.num_out - at : BLOCK;
-        for (int v = 0; v < V; v++) {
-            const T *y = own[v].y + at;
-            for (int64_t o = 0; o < n; o++) tokens.wide[v][o] = widen(y[o]);
-        }
+        for (int v = 0; v < V; v++) widen_all(own[v].y + at, tokens.wide[v], n);
         for (int64_t k = 0; k < K; k++) {
             if (!is_used(k)) continue;
             const Half<T> B{bank.up + slots[k] * up_size + at, sizes.num_out};
             const T *other = k + 1 < K ? bank.up + slots[k + 1] * up_size + at : then;
             FOR_RANKS(up_ranks, B, other)
         }
-        for (int v = 0; v < V; v++) {
-            T *y = own[v].y + at;
-            for (int64_t o = 0; o < n; o++) narrow(tokens.wide[v][o], y[o]);
-        }
+        for (int v = 0; v < V; v++) narrow_all(tokens.wide[v], own[v].y + at, n);
     }
 }
 
