@@ -189,6 +189,31 @@ def test_the_kernel_gives_a_row_the_same_bits_beside_rows_that_share_its_increme
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (31, 33), (32, 64), (1024, 1025), (1090, 2079)])
+def test_the_kernel_reads_and_rounds_every_width_as_torch_does(num_in, num_out, dtype):
+    draw = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Linear(num_in, num_out)).to(dtype).requires_grad_(False)
+    bound = Reparameterizer(net, ["0"])
+    # Whole numbers, small enough that every sum of products is exact: what comes out is rounded once.
+    pair = LowRankPair(
+        torch.randint(-2, 3, (3, num_in), generator=draw).float(),
+        torch.randint(-2, 3, (num_out, 3), generator=draw).float(),
+    )
+    bound.bind(Mixture([Increment({"0": pair}, 3, 3.0)], torch.zeros(2, 1).long(), torch.ones(2, 1)))
+    x = torch.randint(-2, 3, (2, 1, num_in), generator=draw).to(dtype)
+    y = torch.randint(-9, 10, (2, 1, num_out), generator=draw).to(dtype)
+    y[0, 0, -1], y[1, 0, 0] = torch.nan, torch.inf
+    exact = y.double() + full_change(pair, x)
+    assert torch.equal(bound.layers["0"].binding.add(y, x).nan_to_num(7, 8), exact.to(dtype).nan_to_num(7, 8))
+
+
+def full_change(pair: LowRankPair, x: torch.Tensor) -> torch.Tensor:
+    """B A x in float64."""
+    return x.double() @ pair.A.double().T @ pair.B.double().T
+
+
+@needs_kernel
 def test_every_way_gives_the_same_bits_whatever_was_asked_before():
     net, bound = net_of(torch.float32)
     fresh, same = net_of(torch.float32)
