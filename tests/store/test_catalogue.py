@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from filelock import FileLock
 
 import slm.store.catalogue
 import slm.store.lock
+import slm.store.tables
 from slm.errors import StoreError, TaskError
 from slm.store import FileRecord, Manifest, Store
 from slm.store.migrations import FORMAT_VERSION
@@ -427,3 +430,35 @@ def test_keys_that_need_no_scatter_are_stored_summed_and_forgotten_like_others(s
     again.forget("t0")
     assert again.scatter_sum(again.tasks()).shape == (0,)
     assert again.check() == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing tells which file a descriptor is of")
+def test_a_commit_waits_for_table_files_of_a_process_that_was_killed_before_it_did(
+    store, worker, monkeypatch
+):
+    worker.commit(store, "first", 1)
+    data = store.path / "catalogue"
+    before = _table_files(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(slm.store.tables, "_sync_new", lambda _folder, known: known)  # killed right before
+        worker.commit(Store.open(store.path), "second", 2)
+    left = _table_files(data) - before
+    assert left
+
+    synced, sync = set(), os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    worker.commit(store, "third", 3)
+    assert left <= synced
+    assert _table_files(data) - before <= synced
+    synced.clear()
+    worker.commit(store, "fourth", 1)
+    assert not left & synced  # once is enough
+
+
+def _table_files(folder):
+    return {str(p.resolve()) for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}

@@ -68,6 +68,9 @@ _TROUBLES = (
     AttributeError,
     pa.ArrowException,
 )
+Files = Mapping[str, set[str]]
+"""Names of files by their folder."""
+
 # A writer tidying up may take an old version away under a reader; the next try sees the new one.
 _NUM_TRIES = 4
 # Versions younger than this stay, so that readers in other processes finish what they began.
@@ -93,6 +96,7 @@ class Tables:
         self._tasks = self._try(lambda: database.open_table("tasks"))
         self._keys = self._try(lambda: database.open_table("keys"))
         self._records: dict[str, TaskRecord] = {}  # by commit id; a row never changes
+        self._synced: dict[str, Files] = {}  # by table; what this process knows to be on the disk
 
     @classmethod
     def create(cls, folder: Path) -> Tables:
@@ -195,8 +199,6 @@ class Tables:
         self._write("keys", lambda: self._keys.optimize(cleanup_older_than=_KEPT_FOR))
 
     def _write(self, name: str, action: Callable[[], Result]) -> Result:
-        folder = self.folder / f"{name}.lance"
-        known = _files(folder)
         try:
             result = action()
         except _TROUBLES as error:
@@ -204,7 +206,7 @@ class Tables:
                 f"{self.folder} cannot be written ({_first_line(error)}): see that the disk is neither "
                 "full nor read-only"
             ) from error
-        _sync_new(folder, known)
+        self._synced[name] = _sync_new(self.folder / f"{name}.lance", self._synced.get(name, {}))
         return result
 
     def _try(self, query: Callable[[], Result]) -> Result:
@@ -261,17 +263,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _files(folder: Path) -> dict[str, set[str]]:
-    """Names of the files in a folder and in every folder below it."""
-    return {parent: set(names) for parent, _, names in os.walk(folder)}
-
-
-def _sync_new(folder: Path, known: Mapping[str, set[str]]) -> None:
+def _sync_new(folder: Path, known: Files) -> Files:
     """Wait until all files below a folder but the known ones are on the disk, which LanceDB does not.
 
-    It never writes into a file that exists, but for a hint at the latest version, a ``.json``.
+    Whoever wrote them: a table builds upon files of processes that may have been killed before they waited.
+    No file is written into once it exists, but for a hint at the latest version, a ``.json``.
+
+    Returns:
+        What is known now.
     """
-    for parent, names in _files(folder).items():
+    found = {parent: set(names) for parent, _, names in os.walk(folder)}
+    for parent, names in found.items():
         new = names - known.get(parent, set())
         hints = {name for name in names if name.endswith(".json")}
         for path in (Path(parent, name) for name in new | hints):
@@ -279,3 +281,4 @@ def _sync_new(folder: Path, known: Mapping[str, set[str]]) -> None:
                 os.fsync(file.fileno())
         if new or parent not in known:
             sync_folder(Path(parent))
+    return found
