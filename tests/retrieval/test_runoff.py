@@ -130,11 +130,11 @@ def test_scatters_of_a_pair_are_read_once():
 
 
 def test_so_much_is_kept_of_pairs_and_no_more(monkeypatch):
-    monkeypatch.setattr(runoff, "_MOST_SOLVED", 7)
+    monkeypatch.setattr(runoff, "_MOST_KEYS", 7)
     own = make(four()).scorer.runoff
     query, pairs = rows_of(0, 1), list(itertools.permutations(range(4), 2))
     asked = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
-    assert sum(len(solved) for solved in own._solved.values()) == 6  # three pairs of one key each
+    assert sum(len(offsets) for _, offsets in own._known.values()) == 6  # three pairs of one key each
     again = [own.log_odds(query, torch.tensor([a]), torch.tensor([b])) for a, b in pairs]
     assert asked == again
 

@@ -34,9 +34,10 @@ def pool_words(
             ``even-mean``, the mean treated the same way.
     """
     if pooling in ("first", "last"):
-        places = mask.cumsum(1)
-        num = NUM_FIRST if pooling == "first" else 1
-        wanted = mask & (places <= num if pooling == "first" else places == places[:, -1:])
+        num, places = NUM_FIRST, mask.cumsum(1)
+        if pooling == "last":
+            num, places = 1, places[:, -1:] - places + 1  # counted from the end
+        wanted = mask & (places <= num)
         tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :num]  # the few come first
         mask = wanted.gather(1, tokens)
         hidden = hidden.gather(1, tokens[:, :, None].expand(-1, -1, hidden.shape[2]))

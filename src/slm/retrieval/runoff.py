@@ -27,8 +27,8 @@ CONTESTED = 48.0
 """Difference of relative distances up to which the nearest key of another task contests a row; at the default
 temperature a runner-up farther away falls below the default smallest weight."""
 
-_MOST_SOLVED = 2048
-"""Keys, counted once for each pair of tasks, whose Σ_ab⁻¹ μ is kept, C float64 each."""
+_MOST_KEYS = 2048
+"""Keys, counted once for each pair of tasks, whose discriminant is kept, C float64 each."""
 
 
 @final
@@ -56,9 +56,8 @@ class Runoff:
     ) -> None:
         self._space, self._tasks, self._owners = space, tasks, owners
         self._load_scatter, self._log_priors = load_scatter, log_priors
-        counts = torch.tensor([task.num_keys for task in tasks])
-        self._first_keys: list[int] = (counts.cumsum(0) - counts).tolist()
-        self._solved: dict[tuple[int, ...], Tensor] = {}
+        self._places = torch.cat([torch.arange(task.num_keys) for task in tasks])
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def settle(
         self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
@@ -94,9 +93,9 @@ class Runoff:
         doubts = torch.minimum(
             (behind - CONTESTED).abs(), torch.where(is_contested, third - second[:, 0], torch.inf)
         )
-        rows = is_contested.nonzero()[:, 0]
-        if not len(rows):
+        if not is_contested.any():
             return distances, doubts, is_contested
+        rows = is_contested.nonzero()[:, 0]
         first, second = first[rows], second[rows]
         leaders, runners = keys.gather(1, leader)[rows, 0], keys.gather(1, runner)[rows, 0]
         ahead = 2 * self.log_odds(queries.cpu()[rows], leaders, runners)[:, None]
@@ -110,52 +109,52 @@ class Runoff:
     ) -> Float[Tensor, " B"]:
         """How much likelier each row's first key is than its second, (B,) float64, in nats.
 
-        (q − (μ_a + μ_b)/2)ᵀ Σ_ab⁻¹ (μ_a − μ_b) + log π_a/π_b, a and b being the two keys.
+        (q − (μ_a + μ_b)/2)ᵀ Σ_ab⁻¹ (μ_a − μ_b) + log π_a/π_b, a and b being the two keys: the difference of
+        their linear discriminants under Σ_ab.
 
         Args:
-            queries: (B, C), B ≥ 1.
+            queries: (B, C).
             first: (B,) key numbers.
             second: (B,) key numbers, of other tasks than ``first``.
 
         Raises:
             StoreError: the statistics of a task cannot be read.
         """
-        found = []
-        for query, a, b in zip(queries.to(torch.float64), first.tolist(), second.tolist(), strict=True):
-            middle = (self._mean(a) + self._mean(b)) / 2
-            found.append(torch.dot(query - middle, self._direction(a, b)))
-        odds = torch.stack(found)
+        centred = queries.to(torch.float64) - self._space.centre
+        owners = torch.stack([self._owners[first], self._owners[second]], dim=1)
+        pairs, which = torch.unique(owners.sort(dim=1).values, dim=0, return_inverse=True)
+        odds = torch.zeros(len(queries), dtype=torch.float64)
+        for number, (one, two) in enumerate(pairs.tolist()):
+            rows = (which == number).nonzero()[:, 0]
+            slopes, offsets = self._discriminants(one, two)
+            values = centred[rows] @ slopes.T - offsets
+            a, b = (
+                self._places[keys[rows]] + (self._owners[keys[rows]] == two) * self._tasks[one].num_keys
+                for keys in (first, second)
+            )
+            odds[rows] = (values.gather(1, a[:, None]) - values.gather(1, b[:, None]))[:, 0]
         return odds if self._log_priors is None else odds + self._log_priors[first] - self._log_priors[second]
 
-    def _mean(self, key: int) -> Float[Tensor, " C"]:
-        """μ of a key, float64."""
-        task = int(self._owners[key])
-        return self._tasks[task].means[key - self._first_keys[task]]
+    def _discriminants(self, one: int, two: int) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
+        """What a row adds up to for the keys of two tasks: slopes z_n = Σ_ab⁻¹ m_n, offsets ½ m_nᵀ z_n.
 
-    def _direction(self, a: int, b: int) -> Float[Tensor, " C"]:
-        """Σ_ab⁻¹ (μ_a − μ_b), float64."""
-        pair = tuple(sorted((int(self._owners[a]), int(self._owners[b]))))
-        solved = self._solved.get(pair)
-        if solved is None:
-            solved = self._solve(*pair)
-            kept = sum(len(other) for other in list(self._solved.values()))
-            while self._solved and kept + len(solved) > _MOST_SOLVED:
-                kept -= len(self._solved.pop(next(iter(self._solved)), ()))
-            self._solved[pair] = solved
-        return solved[self._place(a, pair[0])] - solved[self._place(b, pair[0])]
+        Float64, the keys of the first task before those of the second; m_n = μ_n − μ_0.
+        """
+        found = self._known.get((one, two))
+        if found is None:
+            found = self._solve(one, two)
+            num_keys = sum(len(offsets) for _, offsets in list(self._known.values()))
+            while self._known and num_keys + len(found[1]) > _MOST_KEYS:
+                num_keys -= len(self._known.pop(next(iter(self._known)))[1])
+            self._known[one, two] = found
+        return found
 
-    def _place(self, key: int, first_task: int) -> int:
-        """Where a key stands among those of its pair of tasks."""
-        task = int(self._owners[key])
-        before = 0 if task == first_task else self._tasks[first_task].num_keys
-        return before + key - self._first_keys[task]
-
-    def _solve(self, one: int, two: int) -> Float[Tensor, "N C"]:
-        """Σ_ab⁻¹ (μ_n − μ_0) of all keys of two tasks, float64; one factorization of C × C."""
+    def _solve(self, one: int, two: int) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
         tasks = self._tasks[one], self._tasks[two]
         packed = self._load_scatter(one).to(torch.float64) + self._load_scatter(two)
         num_channels, num_rows = tasks[0].num_channels, sum(float(task.counts.sum()) for task in tasks)
         covariance = unpack(packed, num_channels).add_(self._space.covariance, alpha=num_channels)
         factor = torch.linalg.cholesky(covariance / (num_channels + num_rows))
         means = torch.cat([task.means for task in tasks]) - self._space.centre
-        return torch.cholesky_solve(means.T, factor).T.contiguous()
+        slopes = torch.cholesky_solve(means.T, factor).T.contiguous()
+        return slopes, (means * slopes).sum(1) / 2

@@ -68,7 +68,7 @@ _TROUBLES = (
     AttributeError,
     pa.ArrowException,
 )
-Files = Mapping[str, set[str]]
+_Files = Mapping[str, set[str]]
 """Names of files by their folder."""
 
 # A writer tidying up may take an old version away under a reader; the next try sees the new one.
@@ -96,7 +96,7 @@ class Tables:
         self._tasks = self._try(lambda: database.open_table("tasks"))
         self._keys = self._try(lambda: database.open_table("keys"))
         self._records: dict[str, TaskRecord] = {}  # by commit id; a row never changes
-        self._synced: dict[str, Files] = {}  # by table; what this process knows to be on the disk
+        self._synced: dict[str, _Files] = {}  # by table; what this process knows to be on the disk
 
     @classmethod
     def create(cls, folder: Path) -> Tables:
@@ -263,7 +263,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _sync_new(folder: Path, known: Files) -> Files:
+def _sync_new(folder: Path, known: _Files) -> _Files:
     """Wait until all files below a folder but the known ones are on the disk, which LanceDB does not.
 
     Whoever wrote them: a table builds upon files of processes that may have been killed before they waited.
