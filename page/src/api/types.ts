@@ -27,6 +27,7 @@ export interface Candidate {
 export interface Retrieval {
   index: number;
   is_abstained: boolean;
+  is_contested: boolean;
   candidates: Candidate[];
 }
 

@@ -13,6 +13,7 @@ between the two change it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import final
 
@@ -58,6 +59,7 @@ class Runoff:
         self._load_scatter, self._log_priors = load_scatter, log_priors
         self._places = torch.cat([torch.arange(task.num_keys) for task in tasks])
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._lock = threading.Lock()
 
     def settle(
         self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
@@ -140,14 +142,14 @@ class Runoff:
 
         Float64, the keys of the first task before those of the second; m_n = μ_n − μ_0.
         """
-        found = self._known.get((one, two))
-        if found is None:
-            found = self._solve(one, two)
-            num_keys = sum(len(offsets) for _, offsets in list(self._known.values()))
-            while self._known and num_keys + len(found[1]) > _MOST_KEYS:
-                num_keys -= len(self._known.pop(next(iter(self._known)))[1])
-            self._known[one, two] = found
-        return found
+        with self._lock:
+            if (one, two) not in self._known:
+                found = self._solve(one, two)
+                num_keys = sum(len(offsets) for _, offsets in self._known.values())
+                while self._known and num_keys + len(found[1]) > _MOST_KEYS:
+                    num_keys -= len(self._known.pop(next(iter(self._known)))[1])
+                self._known[one, two] = found
+            return self._known[one, two]
 
     def _solve(self, one: int, two: int) -> tuple[Float[Tensor, "N C"], Float[Tensor, " N"]]:
         tasks = self._tasks[one], self._tasks[two]

@@ -157,6 +157,7 @@ class Retrieval(BaseModel):
 
     index: int
     is_abstained: bool
+    is_contested: bool
     candidates: list[Candidate]
 
 

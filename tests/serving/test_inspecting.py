@@ -1,0 +1,30 @@
+"""What a server tells of retrieval, against what the library decides."""
+
+from __future__ import annotations
+
+import math
+
+import httpx2
+import pytest
+
+from slm.model import ScalableLM
+from slm.serving.answers import Candidate, Retrieval
+from tests.serving.stores import COOK, FRENCH, GOOD, OUTSIDE, SUM
+
+
+def test_retrievals_are_the_decisions_of_the_library(address, store, tiny):
+    texts = [COOK, FRENCH, GOOD, OUTSIDE, SUM]
+    told = httpx2.post(f"{address}/v1/retrievals", json={"input": texts}, timeout=60).json()
+    model = ScalableLM.open(store, tiny)
+    assert told["store_version"] == model.knowledge.version
+    for text, one in zip(texts, told["data"], strict=True):
+        assert set(one) == set(Retrieval.model_fields)
+        own = model.explain(text)
+        assert (one["is_abstained"], one["is_contested"]) == (own.is_abstained, own.is_contested)
+        for found, expected in zip(one["candidates"], own.candidates, strict=True):
+            assert set(found) == set(Candidate.model_fields)
+            assert found["task"] == expected.task
+            assert found["distance"] == pytest.approx(expected.distance, rel=1e-4, abs=1e-3)
+            assert (found["threshold"] or math.inf) == pytest.approx(expected.threshold, rel=1e-4, abs=1e-3)
+            assert found["weight"] == pytest.approx(expected.weight, abs=1e-4)
+    assert len({one["candidates"][0]["task"] for one in told["data"]}) > 1
