@@ -48,15 +48,16 @@ class Sizes:
 
     rows: int = 32
     tokens: int = 128
-    steps: int = 8
-    rounds: int = 5
+    steps: int = 3
+    rounds: int = 7
+    decode_rounds: int = 25
     stored: int = 64
     routed_rows: int = 8
     routed_tokens: int = 32
     rank: int = 8
 
 
-QUICK = Sizes(rows=4, tokens=8, steps=2, rounds=2, stored=8, routed_rows=2, routed_tokens=8)
+QUICK = Sizes(rows=4, tokens=8, steps=2, rounds=2, decode_rounds=2, stored=8, routed_rows=2, routed_tokens=8)
 
 
 @dataclass(frozen=True)
@@ -107,68 +108,97 @@ CLOCK: list[Callable[[], float]] = [time.perf_counter]
 """What tells the time."""
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class Clock:
+    """Seconds since it was last read, with a GPU's work done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = CLOCK[0]()
+
+    def lap(self) -> float:
+        """Seconds since the last reading, or since it was made."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        before, self._last = self._last, CLOCK[0]()
+        return self._last - before
 
 
-def ask(contender: Contender, ids: Tensor, num_steps: int, is_cached: bool = True) -> dict[str, float]:
-    """Seconds of binding, of the pass over the prompts, and of one decoding step (the median of several)."""
-    extra, device = dict(contender.extra or {}), ids.device
-    marks = [CLOCK[0]()]
-
-    def lap() -> float:
-        synchronize(device)
-        marks.append(CLOCK[0]())
-        return marks[-1] - marks[-2]
-
+def prefill(contender: Contender, ids: Tensor, cache: DynamicCache | None) -> dict[str, float]:
+    """Seconds of binding, of the pass over the prompts, and of both; what was bound stays bound."""
+    clock = Clock(ids.device)
     contender.prepare()
-    found = {"bind": lap()}
-    mask = torch.ones(len(ids), ids.shape[1] + num_steps, dtype=torch.long, device=device)
-    cache = DynamicCache() if is_cached else None
-    last = torch.tensor([-1], device=device)  # as slm's own prefill asks for it
-    options = {"logits_to_keep": last, "use_cache": is_cached, **extra}
-    if is_cached:
-        options["past_key_values"] = cache
-    contender.model(input_ids=ids, attention_mask=mask[:, : ids.shape[1]], **options)
-    found["prefill"] = lap()
-    steps = []
-    for step in range(num_steps):
-        given = ids[:, -1:] if is_cached else torch.cat([ids, ids[:, : step + 1]], dim=1)
-        contender.model(input_ids=given, attention_mask=mask[:, : ids.shape[1] + step + 1], **options)
-        steps.append(lap())
-    if steps:
-        found["decode"] = statistics.median(steps)
-    found["request"] = found["bind"] + found["prefill"]
-    contender.finish()
-    return found
+    bind = clock.lap()
+    forward(contender, ids, torch.ones_like(ids), cache)
+    seconds = clock.lap()
+    return {"bind": bind, "prefill": seconds, "request": bind + seconds}
+
+
+def decode(contender: Contender, ids: Tensor, cache: DynamicCache | None, num_steps: int) -> float:
+    """Seconds of one decoding step, the median of several; the cache holds the prompts again afterwards."""
+    clock, steps = Clock(ids.device), []
+    for _ in range(num_steps):
+        ids = torch.cat([ids, ids[:, -1:]], dim=1)
+        clock.lap()
+        forward(contender, ids if cache is None else ids[:, -1:], torch.ones_like(ids), cache)
+        steps.append(clock.lap())
+    if cache is not None:
+        cache.crop(-num_steps)
+    return statistics.median(steps)
+
+
+def forward(contender: Contender, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> None:
+    """One pass that asks for the last token alone, as slm's own prefill does."""
+    options: dict[str, Any] = {"logits_to_keep": torch.tensor([-1], device=ids.device)}
+    options |= {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    contender.model(input_ids=ids, attention_mask=mask, **options, **(contender.extra or {}))
 
 
 @torch.inference_mode()
-def take_turns(
-    contenders: Mapping[str, Contender], ids: Tensor, num_steps: int, num_rounds: int
-) -> dict[str, dict[str, Any]]:
-    """Per contender and phase: median seconds, and the median over rounds of the ratio to the first one."""
-    rounds: list[dict[str, dict[str, float]]] = []
+def take_turns(contenders: Mapping[str, Contender], ids: Tensor, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """Per contender and phase: median seconds, and the median over rounds of the ratio to the first one.
+
+    A round of decoding is a few steps of each contender on the cache of its own prompts, so that the two
+    sides of a ratio are seconds apart; prompts take long, so that there are fewer rounds of them.
+    """
     order, shuffle = list(contenders), random.Random(0)
-    for number in range(num_rounds + 1):
+    caches: dict[str, DynamicCache] = {}
+    rounds: list[dict[str, dict[str, float]]] = []
+    turns: list[dict[str, float]] = []
+    for _ in range(sizes.rounds + 1):
         shuffle.shuffle(order)
-        found = {name: ask(contenders[name], ids, num_steps) for name in order}
-        if number:  # the first round warms up
-            rounds.append(found)
+        rounds.append({})
+        for name in order:
+            caches[name] = DynamicCache()
+            rounds[-1][name] = prefill(contenders[name], ids, caches[name])
+            contenders[name].finish()
+    for _ in range(sizes.decode_rounds + 1):
+        shuffle.shuffle(order)
+        turns.append({})
+        for name in order:
+            contenders[name].prepare()
+            turns[-1][name] = decode(contenders[name], ids, caches[name], sizes.steps)
+            contenders[name].finish()
+    del rounds[0], turns[0]  # they warm up
     first = next(iter(contenders))
     table: dict[str, dict[str, Any]] = {}
     for name in contenders:
-        table[name] = {}
-        for phase in rounds[0][name]:
-            seconds = [one[name][phase] for one in rounds]
-            base = "prefill" if phase == "request" else phase
-            ratios = sorted(one[name][phase] / one[first][base] for one in rounds) if phase != "bind" else []
-            table[name][phase] = {"seconds": statistics.median(seconds)}
-            if ratios:
-                table[name][phase] |= {"ratio": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
+        table[name] = {"bind": {"seconds": statistics.median(one[name]["bind"] for one in rounds)}}
+        for phase, base in (("prefill", "prefill"), ("request", "prefill")):
+            pairs = [(one[name][phase], one[first][base]) for one in rounds]
+            table[name][phase] = summarize(pairs)
+        table[name]["decode"] = summarize([(one[name], one[first]) for one in turns])
     return table
+
+
+def summarize(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Median seconds of a contender, and its ratio to the frozen model's of the same round with quartiles."""
+    ratios = [seconds / base for seconds, base in pairs]
+    lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {
+        "seconds": statistics.median(seconds for seconds, _ in pairs),
+        "ratio": middle,
+        "range": [lower, upper],
+    }
 
 
 def measure_layers(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Tensor) -> dict[str, Any]:
@@ -200,7 +230,7 @@ def measure_layers(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Ten
             ),
             "PEFT, every row its own one": Contender(peft, extra={"adapter_names": own}),
         }
-        found[which] = take_turns(contenders, ids, sizes.steps, sizes.rounds)
+        found[which] = take_turns(contenders, ids, sizes)
         print(render_turns(which, found[which]), flush=True)
         del peft, contenders
         gc.collect()
@@ -215,12 +245,19 @@ def measure_routed(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Ten
     mixed, bound = mixture_of(increments, slots, weights), backbone.reparameterizer
     found: dict[str, Any] = {}
 
+    def ask(contender: Contender, num_steps: int, is_cached: bool) -> dict[str, float]:
+        cache = DynamicCache() if is_cached else None
+        seconds = prefill(contender, ids, cache)
+        seconds["decode"] = decode(contender, ids, cache, num_steps)
+        contender.finish()
+        return seconds
+
     def note(name: str, contender: Contender, is_cached: bool = True) -> None:
-        ask(contender, ids, 1, is_cached)
-        runs = [ask(contender, ids, 3, is_cached) for _ in range(max(1, sizes.rounds // 2))]
+        ask(contender, 1, is_cached)
+        runs = [ask(contender, 3, is_cached) for _ in range(max(1, sizes.rounds // 2))]
         found[name] = {phase: statistics.median(run[phase] for run in runs) for phase in runs[0]}
         gc.collect()
-        found[name]["peak_mib"] = peak_mib(lambda: ask(contender, ids, 1, is_cached), ids.device)
+        found[name]["peak_mib"] = peak_mib(lambda: ask(contender, 1, is_cached), ids.device)
         print(f"{name}: {found[name]}", flush=True)
 
     note("frozen", Contender(frozen))

@@ -41,10 +41,10 @@ def render(found: Mapping[str, Any]) -> str:
         "<!-- written by benchmarks/reparameterize.py -->\n",
         f"{machine['backbone']}, {machine['dtype']}, {machine['device']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, PEFT {machine['peft']}, commit {machine['commit']}, "
-        f"{machine['clock']}. Rank {sizes['rank']}; ratios are medians of {sizes['rounds']} rounds in turns "
-        f"(lowest and highest in brackets). Row kernel: {machine['kernel']}.\n",
-        f"{sizes['rows']} rows, prompts of {sizes['tokens']} tokens, then {sizes['steps']} decoding steps; "
-        f"{sizes['stored']} increments.\n",
+        f"{machine['clock']}. Rank {sizes['rank']}; ratios are medians (quartiles in brackets) of "
+        f"{sizes['rounds']} rounds of prompts and {sizes['decode_rounds']} of {sizes['steps']} decoding "
+        f"steps, all in turns. Row kernel: {machine['kernel']}.\n",
+        f"{sizes['rows']} rows, prompts of {sizes['tokens']} tokens; {sizes['stored']} increments.\n",
     ]
     parts += [render_turns(which, table) for which, table in found["layers"].items()]
     if "routed" in found:
