@@ -4,15 +4,18 @@
 
 The tasks of order 8 arrive one after another at MiniLM with a few examples a class. Each is learned with
 ``start: retrieved`` in a store of those before it, and alone as well where it took a start; where it did
-not, both are the same to the bit. Test rows are answered with the task's own increment and head, so that
-routing does not enter. A killed run goes on where it stopped when given the same ``--work`` folder. Writes
-``<out>/forward_transfer.json``, ``<out>/forward_transfer.md`` and ``<out>/forward_transfer.png``.
+not, both are the same to the bit. The tasks before it were learned from as few examples, or
+from ``--stored`` rows (then give the files another ``--name``). Test rows are answered with the task's own increment and head, so that routing does not
+enter. A killed run goes on where it stopped when given the same ``--work`` folder. Writes
+``<out>/<name>.json``, ``<out>/<name>.md`` and ``<out>/<name>.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -33,6 +36,9 @@ from slm.learning.transfer import features
 ORDER = "mnli,cb,wic,copa,qqp,boolq,rte,imdb,yelp,amazon,sst2,dbpedia,agnews,multirc,yahoo"
 """Order 8 of the long stream."""
 
+RICH_EPOCHS = 3
+"""Of tasks that are learned from many rows."""
+
 
 def arguments() -> argparse.Namespace:
     """The command line; the defaults are what the documents cite."""
@@ -44,6 +50,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shots", default="16", help="examples of each class, such as 16,64,256")
     parser.add_argument("--draws", type=int, default=2, help="draws of the examples")
     parser.add_argument("--first-draw", type=int, default=0, help="number of the first draw")
+    parser.add_argument("--stored", type=int, default=0, help="rows that earlier tasks were learned from")
+    parser.add_argument("--name", default="forward_transfer", help="of the written files")
     parser.add_argument("--test", type=int, default=300, help="most test rows of each task")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
@@ -83,19 +91,37 @@ def score(model: ScalableLM, task: Task, limit: int) -> float:
     return float((logits.argmax(1) == torch.tensor([row.label for row in rows])).float().mean())
 
 
+def store_before(
+    args: argparse.Namespace, backbone: Backbone, earlier: Sequence[Task], folder: Path, seed: int
+) -> ScalableLM:
+    """The store that a task arrives at, in a folder of its draw: the tasks before it, and no other one."""
+    if not args.stored:
+        return opened(folder, backbone, settings(args, seed))
+    rich = opened(args.work / f"stored{args.stored}", backbone, settings(args, 0))
+    for task in earlier:
+        if all(record.name != task.name for record in rich.tasks):
+            rich.learn(task.sample(args.stored), start="none", num_epochs=RICH_EPOCHS)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(args.work / f"stored{args.stored}", folder)
+    model = ScalableLM.open(folder, backbone)
+    for name in {record.name for record in model.tasks} - {task.name for task in earlier}:
+        model.forget(name)
+    return model
+
+
 def run_cell(
-    args: argparse.Namespace, backbone: Backbone, task: Task, shots: int, seed: int
+    args: argparse.Namespace, backbone: Backbone, earlier: Sequence[Task], task: Task, shots: int, seed: int
 ) -> dict[str, Any]:
     """One task of one draw: learned from what is stored, and alone where that is something else."""
-    folder = args.work / f"shots{shots}-draw{seed}"
+    folder = args.work / f"stored{args.stored}-shots{shots}-draw{seed}"
     cell = folder / f"{task.name}.json"
     if cell.is_file():
         found: dict[str, Any] = json.loads(cell.read_text())
         return found
     drawn = task.sample_per_label(shots, seed)
-    started = opened(folder / "started", backbone, settings(args, seed))
+    started = store_before(args, backbone, earlier, folder / "started", seed)
     if all(record.name != task.name for record in started.tasks):
-        started.learn(drawn)
+        started.learn(drawn, seed=seed)
     metadata = started.store.task(task.name).metadata
     found = {"task": task.name, "shots": shots, "draw": seed, "num_examples": len(drawn.examples)}
     found |= {"started_from": metadata["started_from"], "start_errors": metadata["start_errors"]}
@@ -103,7 +129,7 @@ def run_cell(
     if metadata["started_from"]:
         alone = opened(folder / "alone", backbone, settings(args, seed))
         if all(record.name != task.name for record in alone.tasks):
-            alone.learn(drawn, start="none")
+            alone.learn(drawn, start="none", seed=seed)
         found["alone"] = score(alone, drawn, args.test)
     folder.mkdir(parents=True, exist_ok=True)
     cell.write_text(json.dumps(found, indent=1))
@@ -132,8 +158,9 @@ def table(results: dict[str, Any]) -> list[str]:
     lines = [
         f"MiniLM, {len(results['tasks'])} tasks in order of arrival, {results['draws']} draws, "
         f"at most {results['test']} test rows a task, {results['epochs']} epochs, {results['max_tokens']} "
-        "tokens; forward transfer is the score with `start: retrieved` less that of the same learner alone. "
-        "Points of accuracy, means over draws; a task without a start is the same learned alone."
+        f"tokens; the tasks before were learned from {results['stored'] or 'as few'} examples. Forward "
+        "transfer is the score with `start: retrieved` less that of the same learner alone. Points of accuracy, means "
+        "over draws; a task without a start is the same learned alone."
     ]
     for shots, found in results["summaries"].items():
         lines += ["", f"{shots} examples a class:", "", "| task | alone | started | gain | started from |"]
@@ -184,27 +211,28 @@ def main() -> None:
     stream = Stream.load(args.data, names)
     backbone = load_backbone("minilm", settings(args, 0).backbone)
     cells = []
-    for number in shots:
-        for seed in range(args.first_draw, args.first_draw + args.draws):
-            for task in stream:
-                with timed(f"{number} shots, draw {seed}, {task.name}"):
-                    cells.append(run_cell(args, backbone, task, number, seed))
+    draws = range(args.first_draw, args.first_draw + args.draws)
+    for place, task in enumerate(stream):
+        for number, seed in itertools.product(shots, draws):
+            with timed(f"{number} shots, draw {seed}, {task.name}"):
+                cells.append(run_cell(args, backbone, stream.tasks[:place], task, number, seed))
     by_shots = {str(n): [cell for cell in cells if cell["shots"] == n] for n in shots}
     results = {
         "tasks": names,
         "draws": args.draws,
         "test": args.test,
         "epochs": args.epochs,
+        "stored": args.stored,
         "max_tokens": args.max_tokens,
         "summaries": {n: summary(own, names) for n, own in by_shots.items()},
         "cells": cells,
         "environment": environment(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "forward_transfer.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / f"{args.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = ["<!-- written by benchmarks/forward_transfer.py -->", "", *table(results)]
-    (args.out / "forward_transfer.md").write_text("\n".join(lines) + "\n")
-    draw(results, args.out / "forward_transfer.png")
+    (args.out / f"{args.name}.md").write_text("\n".join(lines) + "\n")
+    draw(results, args.out / f"{args.name}.png")
     print("\n".join(lines))
 
 

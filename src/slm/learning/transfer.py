@@ -4,9 +4,9 @@ The task's own queries retrieve among the stored tasks. Every candidate start, a
 a mixture of them at the same rank, is judged by a probe: a ridge regression of the labels on the features the
 backbone gives when bent by it, with the leave-one-out error of the task's own rows in closed form. The probe
 may lean on the directions that the earlier heads read, whatever their labels were called. A start is taken
-only where it beats the frozen backbone's own probe beyond chance (one-sided 5% of the paired difference);
-otherwise the task is learned alone, to the bit. Only increments, heads and keys of earlier tasks are used,
-and none of their files is touched.
+only where it beats the frozen backbone's own probe beyond chance (one-sided 5% of the paired difference) and
+by a twentieth; otherwise the task is learned alone, to the bit. Only increments, heads and keys of earlier
+tasks are used, and none of their files is touched.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ MAX_PROBE_ROWS = 512
 
 NUM_ERRORS = 1.64
 """By how many standard errors a start must beat learning alone: one-sided 5%."""
+
+MIN_GAIN = 0.05
+"""By what share a start must lower the probe's error: smaller gains did not outlast fine-tuning."""
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """λ of the probe; the best one is taken for each start."""
@@ -122,7 +125,7 @@ def choose_start(
     probed = [rows[i] for i in chosen[:MAX_PROBE_ROWS]]
     labels = functional.one_hot(torch.tensor([item.label for item in probed]), num_labels).double()
     alone = fit_probe(features(model, probed, None), labels).errors
-    best, most = Start(None, None, {}, {}), 0.0
+    best, most = Start(None, None, {}, {}), MIN_GAIN * float(alone.mean())
     means = {"none": float(alone.mean())}
     for name, candidate in _candidates(model, queries).items():
         found = features(model, probed, candidate.increment)
