@@ -4,10 +4,10 @@
 
 The tasks of order 8 arrive one after another at MiniLM with a few examples a class. Each is learned with
 ``start: retrieved`` in a store of those before it, and alone as well where it took a start; where it did
-not, both are the same to the bit. The tasks before it were learned from as few examples, or
-from ``--stored`` rows (then give the files another ``--name``). Test rows are answered with the task's own increment and head, so that routing does not
-enter. A killed run goes on where it stopped when given the same ``--work`` folder. Writes
-``<out>/<name>.json``, ``<out>/<name>.md`` and ``<out>/<name>.png``.
+not, both are the same to the bit. The tasks before it were learned from as few examples, or from ``--stored``
+rows (then give the files another ``--name``). Test rows are answered with the task's own increment and head,
+so that routing does not enter. A killed run goes on where it stopped when given the same ``--work`` folder.
+Writes ``<out>/<name>.json``, ``<out>/<name>.md`` and ``<out>/<name>.png``.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def table(results: dict[str, Any]) -> list[str]:
         f"MiniLM, {len(results['tasks'])} tasks in order of arrival, {results['draws']} draws, "
         f"at most {results['test']} test rows a task, {results['epochs']} epochs, {results['max_tokens']} "
         f"tokens; the tasks before were learned from {results['stored'] or 'as few'} examples. Forward "
-        "transfer is the score with `start: retrieved` less that of the same learner alone. Points of accuracy, means "
-        "over draws; a task without a start is the same learned alone."
+        "transfer is the score with `start: retrieved` less that of the same learner alone. Points of "
+        "accuracy, means over draws; a task without a start is the same learned alone."
     ]
     for shots, found in results["summaries"].items():
         lines += ["", f"{shots} examples a class:", "", "| task | alone | started | gain | started from |"]

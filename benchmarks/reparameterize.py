@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import json
+import platform
 import random
 import statistics
 import sys
@@ -68,6 +70,16 @@ class Contender:
     prepare: Callable[[], object] = lambda: None
     finish: Callable[[], object] = lambda: None
     extra: Mapping[str, Any] | None = None
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, so that no contender pays for new pages because of what the others left.
+
+    Left alone, it hands the activations of some rounds back to the system and those of others not.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        for parameter, size in ((-3, 1 << 30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, size)
 
 
 def random_increments(backbone: Backbone, targets: Sequence[str], num: int, rank: int) -> list[Increment]:
@@ -272,6 +284,7 @@ def measure_routed(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Ten
     return found
 
 
+FILE = "reparameterize.json"
 PARTS = ("layers", "routed", "training", "growth", "pool")
 
 
@@ -280,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--keep", action="store_true", help="keep the other parts of the file that is there")
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see whether it runs")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of wall time")
@@ -289,11 +303,17 @@ def main() -> None:
         CLOCK[0] = time.process_time
     sizes = QUICK if options.quick else Sizes(rounds=options.rounds)
     rivals.quietly()
+    keep_freed_memory()
     backbone = load_backbone("smollm2")
     frozen = rivals.plain_copy(backbone)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 40_000, (sizes.rows, sizes.tokens), generator=draw).to(backbone.device)
-    found: dict[str, Any] = {"machine": describe_machine(backbone, CLOCK[0].__name__), "sizes": asdict(sizes)}
+    kept: dict[str, Any] = json.loads((options.out / FILE).read_text()) if options.keep else {}
+    machine = describe_machine(backbone, CLOCK[0].__name__)
+    if kept and "commits" not in kept:
+        kept["commits"] = dict.fromkeys(set(PARTS) & set(kept), kept["machine"]["commit"])
+    commits = {**kept.get("commits", {}), **dict.fromkeys(options.parts, machine["commit"])}
+    found: dict[str, Any] = {**kept, "machine": machine, "sizes": asdict(sizes), "commits": commits}
     measures: dict[str, Callable[[], Any]] = {
         "layers": lambda: measure_layers(backbone, frozen, sizes, ids),
         "routed": lambda: measure_routed(
@@ -311,7 +331,7 @@ def main() -> None:
     page = render({"layers": {}, **found})
     print(page)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "reparameterize.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / FILE).write_text(json.dumps(found, indent=1) + "\n")
     (options.out / "reparameterize.md").write_text(page)
 
 

@@ -40,7 +40,7 @@ def render(found: Mapping[str, Any]) -> str:
     parts = [
         "<!-- written by benchmarks/reparameterize.py -->\n",
         f"{machine['backbone']}, {machine['dtype']}, {machine['device']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}, PEFT {machine['peft']}, commit {machine['commit']}, "
+        f"torch {machine['torch']}, PEFT {machine['peft']}, {_commits(found['commits'])}, "
         f"{machine['clock']}. Rank {sizes['rank']}; ratios are medians (quartiles in brackets) of "
         f"{sizes['rounds']} rounds of prompts and {sizes['decode_rounds']} of {sizes['steps']} decoding "
         f"steps, all in turns. Row kernel: {machine['kernel']}.\n",
@@ -60,6 +60,13 @@ def render(found: Mapping[str, Any]) -> str:
     return "\n".join(
         [*parts, *(found[key]["table"] for key in ("training", "growth", "pool") if key in found)]
     )
+
+
+def _commits(commits: Mapping[str, str]) -> str:
+    """The commit, or that of each part where they differ."""
+    if len(set(commits.values())) == 1:
+        return f"commit {next(iter(commits.values()))}"
+    return "commits " + ", ".join(f"{commit} ({part})" for part, commit in commits.items())
 
 
 def describe_machine(backbone: Backbone, clock: str) -> dict[str, Any]:

@@ -73,10 +73,9 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
 @pytest.fixture(autouse=True)
 def quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``slm`` sets for its process is taken back after each test; nothing asks the network."""
-    from slm.backbone.memory import ENVIRONMENT
     from slm.cli import process
 
-    for name, value in (process._QUIET | dict(ENVIRONMENT)).items():
+    for name, value in process._QUIET.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GOMP_SPINCOUNT", process._SPINS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

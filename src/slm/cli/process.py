@@ -6,8 +6,6 @@ import io
 import os
 import sys
 
-from slm.backbone.memory import ENVIRONMENT, keep_freed_memory
-
 _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -24,8 +22,8 @@ is so long that two processes on the same cores (a server and its teaching job) 
 def set_up_process() -> None:
     """Set up libraries, unless the user's environment says otherwise, and standard streams.
 
-    Libraries are silenced, their threads let other processes have the cores, and freed memory is kept; what
-    this process starts inherits all three. Nothing that computes may be loaded before.
+    Libraries are silenced, and their threads let other processes have the cores; what this process starts
+    inherits both. Nothing that computes may be loaded before.
     Input is UTF-8 whatever the locale, and strict, so that other bytes are reported rather than asked.
     Output never fails on a character its encoding lacks.
     """
@@ -33,8 +31,6 @@ def set_up_process() -> None:
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:  # the spin count would overrule it
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-    if keep_freed_memory():
-        os.environ.update(ENVIRONMENT)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
