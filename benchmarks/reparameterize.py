@@ -313,6 +313,7 @@ def main() -> None:
     if kept and "commits" not in kept:
         kept["commits"] = dict.fromkeys(set(PARTS) & set(kept), kept["machine"]["commit"])
     commits = {**kept.get("commits", {}), **dict.fromkeys(options.parts, machine["commit"])}
+    commits = {part: commits[part] for part in PARTS if part in commits}
     found: dict[str, Any] = {**kept, "machine": machine, "sizes": asdict(sizes), "commits": commits}
     measures: dict[str, Callable[[], Any]] = {
         "layers": lambda: measure_layers(backbone, frozen, sizes, ids),
