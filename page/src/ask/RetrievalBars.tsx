@@ -37,6 +37,9 @@ export function RetrievalBars({ retrieval, isForced }: { retrieval: Retrieval; i
           {isWhole ? "Show the nearest only" : `Show all ${all.length} tasks`}
         </button>
       )}
+      {retrieval.is_contested && (
+        <p class="muted">Two tasks claimed it; a runoff between them set their weights.</p>
+      )}
     </div>
   );
 }
