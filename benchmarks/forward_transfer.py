@@ -160,7 +160,8 @@ def table(results: dict[str, Any]) -> list[str]:
         f"at most {results['test']} test rows a task, {results['epochs']} epochs, {results['max_tokens']} "
         f"tokens; the tasks before were learned from {results['stored'] or 'as few'} examples. Forward "
         "transfer is the score with `start: retrieved` less that of the same learner alone. Points of "
-        "accuracy, means over draws; a task without a start is the same learned alone."
+        "accuracy, means over draws; a task without a start is the same learned alone. Commit "
+        f"{results['environment']['commit'][:7]}."
     ]
     for shots, found in results["summaries"].items():
         lines += ["", f"{shots} examples a class:", "", "| task | alone | started | gain | started from |"]
