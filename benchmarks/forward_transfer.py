@@ -80,6 +80,11 @@ def opened(folder: Path, backbone: Backbone, config: Config) -> ScalableLM:
     return ScalableLM.create(folder, backbone, config)
 
 
+def knows(model: ScalableLM, task: Task) -> bool:
+    """Whether a killed run has learned the task already."""
+    return any(record.name == task.name for record in model.tasks)
+
+
 def score(model: ScalableLM, task: Task, limit: int) -> float:
     """Accuracy on the task's test rows, answered with its own increment and head."""
     shown = [example for _, example in Stream((task,)).mixed_test(limit, 0)]
@@ -99,7 +104,7 @@ def store_before(
         return opened(folder, backbone, settings(args, seed))
     rich = opened(args.work / f"stored{args.stored}", backbone, settings(args, 0))
     for task in earlier:
-        if all(record.name != task.name for record in rich.tasks):
+        if not knows(rich, task):
             rich.learn(task.sample(args.stored), start="none", num_epochs=RICH_EPOCHS)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(args.work / f"stored{args.stored}", folder)
@@ -120,7 +125,7 @@ def run_cell(
         return found
     drawn = task.sample_per_label(shots, seed)
     started = store_before(args, backbone, earlier, folder / "started", seed)
-    if all(record.name != task.name for record in started.tasks):
+    if not knows(started, task):
         started.learn(drawn, seed=seed)
     metadata = started.store.task(task.name).metadata
     found = {"task": task.name, "shots": shots, "draw": seed, "num_examples": len(drawn.examples)}
@@ -128,7 +133,7 @@ def run_cell(
     found["started"] = found["alone"] = score(started, drawn, args.test)
     if metadata["started_from"]:
         alone = opened(folder / "alone", backbone, settings(args, seed))
-        if all(record.name != task.name for record in alone.tasks):
+        if not knows(alone, task):
             alone.learn(drawn, start="none", seed=seed)
         found["alone"] = score(alone, drawn, args.test)
     folder.mkdir(parents=True, exist_ok=True)

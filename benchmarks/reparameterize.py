@@ -195,9 +195,8 @@ def take_turns(contenders: Mapping[str, Contender], ids: Tensor, sizes: Sizes) -
     table: dict[str, dict[str, Any]] = {}
     for name in contenders:
         table[name] = {"bind": {"seconds": statistics.median(one[name]["bind"] for one in rounds)}}
-        for phase, base in (("prefill", "prefill"), ("request", "prefill")):
-            pairs = [(one[name][phase], one[first][base]) for one in rounds]
-            table[name][phase] = summarize(pairs)
+        for phase in ("prefill", "request"):
+            table[name][phase] = summarize([(one[name][phase], one[first]["prefill"]) for one in rounds])
         table[name]["decode"] = summarize([(one[name], one[first]) for one in turns])
     return table
 
@@ -310,8 +309,6 @@ def main() -> None:
     ids = torch.randint(10, 40_000, (sizes.rows, sizes.tokens), generator=draw).to(backbone.device)
     kept: dict[str, Any] = json.loads((options.out / FILE).read_text()) if options.keep else {}
     machine = describe_machine(backbone, CLOCK[0].__name__)
-    if kept and "commits" not in kept:
-        kept["commits"] = dict.fromkeys(set(PARTS) & set(kept), kept["machine"]["commit"])
     commits = {**kept.get("commits", {}), **dict.fromkeys(options.parts, machine["commit"])}
     commits = {part: commits[part] for part in PARTS if part in commits}
     found: dict[str, Any] = {**kept, "machine": machine, "sizes": asdict(sizes), "commits": commits}
