@@ -61,10 +61,12 @@ def commit(model: ScalableLM, task: Task, seed: int) -> None:
     model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge)
 
 
-def make_store(folder: Path, backbone: Backbone, num_passes: int = 2) -> ScalableLM:
+def make_store(
+    folder: Path, backbone: Backbone, num_passes: int = 2, false_refusal_rate: float | None = None
+) -> ScalableLM:
     """A store of the four small tasks."""
     layers = (1,) if num_passes == 1 else None
-    retrieval = RetrievalConfig(num_passes=num_passes, layers=layers)
+    retrieval = RetrievalConfig(num_passes=num_passes, layers=layers, false_refusal_rate=false_refusal_rate)
     loading = BackboneConfig(dtype="float32", device="cpu", max_tokens=96)
     model = ScalableLM.create(folder, backbone, Config(backbone=loading, retrieval=retrieval))
     is_encoder = backbone.kind is BackboneKind.ENCODER

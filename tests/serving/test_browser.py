@@ -11,7 +11,7 @@ import pytest
 
 from slm.serving.keys import add_key
 from tests.serving.conftest import fresh_model, serving
-from tests.serving.stores import FRENCH, SUM
+from tests.serving.stores import FRENCH, SUM, make_store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -90,10 +90,18 @@ def test_an_answer_shows_what_was_retrieved_and_where_the_question_lies(open_pag
     named = {label.text_content() for label in page.query_selector_all(".key-label")}
     assert named
     assert named <= {"languages", "moods", "sums", "cooking"}
-    ask(page, OUTSIDE)
-    assert "belongs to no task" in page.inner_text(".origin-words")
-    assert page.query_selector(".asked.current.refused") is not None
-    assert page.inner_text(".earlier-question") == SUM
+
+
+def test_a_question_of_no_task_is_told_as_refused(open_page, tmp_path, tiny, tiny_folder):
+    # A tiny backbone with random weights hardly tells texts apart, so the store is a strict one.
+    folder = make_store(tmp_path / "strict", tiny, false_refusal_rate=0.3).store.path
+    with serving(fresh_model(folder, tiny_folder)) as strict:
+        page = open_page(strict)
+        ask(page, SUM)
+        ask(page, OUTSIDE)
+        assert "belongs to no task" in page.inner_text(".origin-words")
+        assert page.query_selector(".asked.current.refused") is not None
+        assert page.inner_text(".earlier-question") == SUM
 
 
 def test_a_question_and_a_name_are_text_and_never_html(open_page, address):
