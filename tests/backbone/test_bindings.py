@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from slm.backbone import bindings
 from slm.backbone.bindings import RowBinding
@@ -51,8 +52,9 @@ def only(monkeypatch):
         has_kernel = way == "kernel"
         monkeypatch.setattr(bindings, "row_kernel", row_kernel if has_kernel else lambda _: None)
         monkeypatch.setattr(bindings, "STACKED_EXCESS", 100 if way == "stacked" else 0)
-        for other in ("_add_stacked", "_add_gathered", "_add_bags"):
-            if other != f"_add_{way}":
+        monkeypatch.setattr(bindings, "FOLDED_EXCESS", 0 if way == "fold" else 10**9)
+        for other in ("_fold", "_add_stacked", "_add_gathered", "_add_bags"):
+            if not other.endswith(f"_{way}"):
                 monkeypatch.setattr(RowBinding, other, lambda *_, name=other: pytest.fail(f"went {name}"))
 
     return leave
@@ -97,7 +99,7 @@ def test_every_way_adds_the_weighed_sum_and_leaves_abstaining_rows_alone(way, nu
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 40])
-@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "stacked"])
+@pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "stacked", "fold"])
 def test_rows_that_are_alike_are_bent_alike_whatever_their_number(way, num_tokens, dtype, only, monkeypatch):
     only(way)
     monkeypatch.setattr(bindings, "MAX_KERNEL_ALIKE", 1000)
@@ -132,7 +134,7 @@ def test_the_kernel_is_taken_for_a_decoding_step_and_left_for_a_long_prompt(monk
     taken = []
     kernel = row_kernel(torch.float32)
     monkeypatch.setattr(bindings, "row_kernel", lambda _: lambda *a: taken.append("kernel") or kernel(*a))
-    for name in ("_add_stacked", "_add_gathered", "_add_bags"):
+    for name in ("_fold", "_add_stacked", "_add_gathered", "_add_bags"):
         plain = getattr(RowBinding, name)
         monkeypatch.setattr(
             RowBinding, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a)
@@ -142,10 +144,52 @@ def test_the_kernel_is_taken_for_a_decoding_step_and_left_for_a_long_prompt(monk
         torch.arange(10).view(5, 2),
         torch.full((5, 2), 0.5),
     )
-    for mixture, num_tokens in ((many, 1), (many, 50), (mixed(), 50), (alike(), 1), (alike(), 50)):
+    calls = ((many, 1), (many, 50), (mixed(), 50), (alike(), 1), (alike(), 14), (alike(), 15))
+    for mixture, num_tokens in calls:
         bound.bind(mixture)
         net(torch.randn(5, num_tokens, NUM_IN))
-    assert taken == ["kernel", "_add_gathered", "_add_stacked", "kernel", "_add_stacked"]
+    assert taken == ["kernel", "_add_gathered", "_add_stacked", "kernel", "_add_stacked", "_fold"]
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_a_fold_is_the_layer_with_its_weight_changed_whichever_way_round_it_is_kept(
+    is_turned, has_bias, only
+):
+    only("fold")
+    torch.manual_seed(0)
+    layer = Conv1D(NUM_OUT, NUM_IN) if is_turned else nn.Linear(NUM_IN, NUM_OUT, bias=has_bias)
+    if has_bias:
+        nn.init.normal_(layer.bias)
+    bound = Reparameterizer(net := nn.Sequential(layer).requires_grad_(False), ["0"])
+    x = torch.randn(5, 9, NUM_IN)
+    frozen, whole = net(x), alike()
+    before = layer.weight.clone()
+    bound.bind(whole)
+    torch.testing.assert_close(net(x).double(), by_hand(frozen, x, whole), atol=1e-4, rtol=1e-5)
+    bound.bind(
+        Mixture([random_increment(seed, 4, size=0.0) for seed in range(3)], whole.slots, whole.weights)
+    )
+    assert torch.equal(net(x), frozen)
+    assert torch.equal(layer.weight, before)
+
+
+def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_another_dtype_or_for_gradients():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    x = torch.randn(5, 99, NUM_IN)
+    for layer, given in (
+        (Own(NUM_IN, NUM_OUT), x),
+        (nn.Linear(NUM_IN, NUM_OUT), x.clone().requires_grad_()),
+        (nn.Linear(NUM_IN, NUM_OUT).half(), x),
+    ):
+        bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], torch.float32)
+        bound.bind(alike())
+        binding = bound.layers["0"].binding
+        assert not binding._is_foldable(layer, given)
+    assert binding._is_foldable(nn.Linear(NUM_IN, NUM_OUT), x)
 
 
 def test_gradients_pass_through_a_bent_layer_as_through_its_full_weight_change():

@@ -1,7 +1,8 @@
-"""What is bound to a layer: the change of its output, computed in one of four ways.
+"""What is bound to a layer: its changed output, computed in one of five ways.
 
 All give the same sums; which one is taken depends on sizes and the device (``docs/method.md`` section 3).
 
+    folded    the weight with the change in it, formed for the call: many tokens whose rows are alike
     kernel    each row's pairs read where they lie in the bank, one call a layer: few tokens on a CPU
     stacked   the increments in use in one stack for all rows, each row's weights as a mask in between
     gathered  each row's own pairs gathered from the bank, then two batched products
@@ -16,9 +17,12 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from slm.backbone.bank import Shelf
 from slm.backbone.kernel import MAX_RANK, kernel_sizes, row_kernel
+from slm.backbone.quantization import is_quantised
+from slm.backbone.targets import LINEAR
 from slm.errors import BackboneError
 
 MAX_KERNEL_TOKENS = 8
@@ -30,6 +34,9 @@ MAX_KERNEL_ALIKE = 64
 STACKED_EXCESS = 2
 """How many times K·R the rank U·R of the stack may be to be cheaper than gathering."""
 
+FOLDED_EXCESS = 4
+"""How often the stacked way must move as many numbers as the weight has, for folding to be cheaper."""
+
 _bags_up = torch.ops.aten._embedding_bag_forward_only
 # The gradient of embedding bags by their weights is a product with rows chosen by index: A x without a copy.
 _bags_down = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -39,8 +46,8 @@ _bags_down = torch.ops.aten._embedding_bag_per_sample_weights_backward
 class Binding(Protocol):
     """The change of one layer's output for the batch at hand."""
 
-    def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """The output y (B, T, O) plus the change for the input x (B, T, I); y may be written to."""
+    def bend(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The output (B, T, O) of a frozen layer for the input x (B, T, I), changed."""
         ...
 
 
@@ -144,6 +151,10 @@ class RowBinding:
         """The same layer for other rows."""
         return RowBinding(self._shelf, rows)
 
+    def bend(self, layer: nn.Module, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """W x + bias + Σ_k w_bk s_k B_k A_k x_b for row b."""
+        return self._fold(layer, x) if self._is_foldable(layer, x) else self.add(layer(x), x)
+
     def add(self, y: Float[Tensor, "... O"], x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """The output y plus Σ_k w_bk s_k B_k A_k x_b for row b; y may be written to."""
         rows = self._rows
@@ -152,7 +163,7 @@ class RowBinding:
                 f"a layer got input of shape {tuple(x.shape)} while {rows.num_rows} rows are bound: "
                 "give one input per row, and select a row as often as it has beams or samples"
             )
-        is_plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+        is_plain = _is_plain(x)
         if not is_plain and self._kernel is not None and (call := self._kernel_call(x, y)) is not None:
             self._kernel(x.data_ptr(), y.data_ptr(), *call)
             return y
@@ -181,15 +192,40 @@ class RowBinding:
             self._call = x.shape, call
         return self._call[1]
 
-    def _add_stacked(self, y: Tensor, x: Tensor) -> Tensor:
-        """Two plain products with all increments in use."""
+    def _is_foldable(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether forming the changed weight is the cheapest way, and one that gives the layer's own bits."""
+        if not self._rows.is_shared or _is_plain(x):
+            return False
+        num_in, num_out = self._shelf.num_in, self._shelf.num_out
+        num_moved = x.numel() // num_in * (num_in + 2 * num_out)  # x is read, y is read and written
+        if num_moved < FOLDED_EXCESS * num_in * num_out or type(layer) not in LINEAR:
+            return False
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return weight.dtype == x.dtype == self._shelf.dtype and not is_quantised(weight)
+
+    def _fold(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """One product with W + Σ_k w_k s_k B_k A_k."""
+        down, up = self._stack()
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        if isinstance(layer, Conv1D):
+            changed = torch.addmm(weight, down.T, up)
+            return torch.addmm(layer.bias, x.flatten(0, -2), changed).view(*x.shape[:-1], -1)
+        return nn.functional.linear(x, torch.addmm(weight, up.T, down), layer.bias)  # type: ignore[arg-type]
+
+    def _stack(self) -> tuple[Tensor, Tensor]:
+        """(U·R, I) and (U·R, O) of the increments in use; weighed where rows are alike."""
         rows = self._rows
         if self._stacked is None:
             down, up = (half.index_select(0, rows.used).flatten(0, 1) for half in self._halves())
             if rows.is_shared:
                 up = (up * rows.spread(torch.float32)[0, :, None]).to(up.dtype)
             self._stacked = down, up
-        down, up = self._stacked
+        return self._stacked
+
+    def _add_stacked(self, y: Tensor, x: Tensor) -> Tensor:
+        """Two plain products with all increments in use."""
+        rows = self._rows
+        down, up = self._stack()
         half = nn.functional.linear(x, down)
         if not rows.is_shared:
             half = half * rows.mask(half.dtype)[:, None]
@@ -219,3 +255,8 @@ class RowBinding:
     def _halves(self) -> tuple[Tensor, Tensor]:
         """(S, R, I) and (S, R, O), without what the bank has room for beyond R."""
         return self._shelf.down[:, : self._rows.rank], self._shelf.up[:, : self._rows.rank]
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether only torch's own operations will do, and those that keep little for the backward pass."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)

@@ -12,7 +12,11 @@ namespace {
 
 constexpr int64_t MAX_RANK = 512;  // K * R
 constexpr int64_t BLOCK = 1024;    // features that are kept in float32 at a time
+#ifdef __AVX512F__
 constexpr int LANES = 16;          // features of one vector
+#else
+constexpr int LANES = 8;
+#endif
 constexpr int PAIR = 2 * LANES;    // features that are loaded at a time
 
 struct bfloat16 {
@@ -101,14 +105,11 @@ template <typename T> inline void narrow_all(const float *wide, T *values, int64
 
 // The sum of all lanes, half by half.
 inline float total(const Vector &sums) {
-    typedef float Eight __attribute__((vector_size(32)));
     typedef float Four __attribute__((vector_size(16)));
-    Eight eights[2];
-    std::memcpy(eights, &sums, sizeof eights);
-    eights[0] += eights[1];
-    Four fours[2];
-    std::memcpy(fours, eights, sizeof fours);
-    fours[0] += fours[1];
+    Four fours[LANES / 4];
+    std::memcpy(fours, &sums, sizeof fours);
+    for (int half = LANES / 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) fours[i] += fours[i + half];
     return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
 }
 

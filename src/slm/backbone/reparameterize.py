@@ -4,8 +4,8 @@ For row b with kept increments k = 1..K and weights w, a re-parameterized layer 
 
     y_b = W x_b + bias + Σ_k w_bk · s_k · B_k (A_k x_b)
 
-The (O, I) matrix is never formed. The pairs in use lie stacked in a bank (:mod:`slm.backbone.bank`); how the
-sum is computed depends on sizes (:mod:`slm.backbone.bindings`). A mixture is bound once per request.
+No row has an (O, I) matrix of its own. The pairs in use lie stacked in a bank (:mod:`slm.backbone.bank`); how
+the sum is computed depends on sizes (:mod:`slm.backbone.bindings`). A mixture is bound once per request.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ class LearningBinding(nn.Module):
         """The change Σ_u w_bu s · B_u A_u x_b of row b."""
         return nn.functional.linear(self._half(x), self.B.to(x.dtype)) * self.scale
 
+    def bend(self, layer: nn.Module, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+        """The layer's output for the input x, changed."""
+        return self.add(layer(x), x)
+
     def add(self, y: Float[Tensor, "... O"], x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """The output y plus the change for the input x."""
         half = self._half(x).flatten(0, -2)
@@ -154,9 +158,9 @@ class ReparameterizedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         """W x + bias, plus the bound change."""
-        y: Tensor = self.base(x)
         binding = self._bound[0]
-        return y if binding is None else binding.add(y, x)
+        y: Tensor = self.base(x) if binding is None else binding.bend(self.base, x)
+        return y
 
 
 class Reparameterizer:

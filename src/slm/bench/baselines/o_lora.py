@@ -36,10 +36,12 @@ class Summed:
     A: Tensor
     B: Tensor
 
-    def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """The output y plus the change of all increments for the input x."""
+    def bend(self, layer: torch.nn.Module, x: Tensor) -> Tensor:
+        """The layer's output for the input x plus the change of all increments."""
         half = torch.nn.functional.linear(x, self.A.to(x.dtype))
-        return self.new.add(y + self.new.scale * torch.nn.functional.linear(half, self.B.to(x.dtype)), x)
+        return self.new.add(
+            layer(x) + self.new.scale * torch.nn.functional.linear(half, self.B.to(x.dtype)), x
+        )
 
 
 class OrthogonalIncrements(SharedIncrement):
