@@ -101,6 +101,8 @@ def test_every_way_adds_the_weighed_sum_and_leaves_abstaining_rows_alone(way, nu
 @pytest.mark.parametrize("num_tokens", [1, 40])
 @pytest.mark.parametrize("way", [pytest.param("kernel", marks=needs_kernel), "stacked", "fold"])
 def test_rows_that_are_alike_are_bent_alike_whatever_their_number(way, num_tokens, dtype, only, monkeypatch):
+    if way == "fold" and dtype != torch.float32:
+        pytest.skip("short weights are not folded into")
     only(way)
     monkeypatch.setattr(bindings, "MAX_KERNEL_ALIKE", 1000)
     net, bound = net_of(dtype)
@@ -174,7 +176,7 @@ def test_a_fold_is_the_layer_with_its_weight_changed_whichever_way_round_it_is_k
     assert torch.equal(layer.weight, before)
 
 
-def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_another_dtype_or_for_gradients():
+def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_few_bits_or_for_gradients():
     class Own(nn.Linear):
         def forward(self, x):
             return super().forward(x) + 1
@@ -183,9 +185,10 @@ def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_another_dtype
     for layer, given in (
         (Own(NUM_IN, NUM_OUT), x),
         (nn.Linear(NUM_IN, NUM_OUT), x.clone().requires_grad_()),
+        (nn.Linear(NUM_IN, NUM_OUT).bfloat16(), x.bfloat16()),
         (nn.Linear(NUM_IN, NUM_OUT).half(), x),
     ):
-        bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], torch.float32)
+        bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], given.dtype)
         bound.bind(alike())
         binding = bound.layers["0"].binding
         assert not binding._is_foldable(layer, given)
