@@ -62,6 +62,10 @@ class Sizes:
 QUICK = Sizes(rows=4, tokens=8, steps=2, rounds=2, decode_rounds=2, stored=8, routed_rows=2, routed_tokens=8)
 
 
+WARM_UP = 3
+"""Rounds of prompts that do not count: so long the process goes on asking the system for memory."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A model, what is done before it is asked, and what every forward pass is given beside the tokens."""
@@ -176,7 +180,7 @@ def take_turns(contenders: Mapping[str, Contender], ids: Tensor, sizes: Sizes) -
     caches: dict[str, DynamicCache] = {}
     rounds: list[dict[str, dict[str, float]]] = []
     turns: list[dict[str, float]] = []
-    for _ in range(sizes.rounds + 1):
+    for _ in range(WARM_UP + sizes.rounds):
         shuffle.shuffle(order)
         rounds.append({})
         for name in order:
@@ -190,7 +194,7 @@ def take_turns(contenders: Mapping[str, Contender], ids: Tensor, sizes: Sizes) -
             contenders[name].prepare()
             turns[-1][name] = decode(contenders[name], ids, caches[name], sizes.steps)
             contenders[name].finish()
-    del rounds[0], turns[0]  # they warm up
+    del rounds[:WARM_UP], turns[0]
     first = next(iter(contenders))
     table: dict[str, dict[str, Any]] = {}
     for name in contenders:
