@@ -4,7 +4,7 @@
 
 SmolLM2, in the dtype the library chooses on this machine, on a GPU where there is one. Contenders take turns
 in a new order each round; a ratio is the median over rounds of time divided by the frozen model's.
-Writes ``<out>/reparameterize.json`` and ``<out>/reparameterize.md``; ``--quick`` is a smoke test. Where other
+Writes ``<out>/<name>.json`` and ``<out>/<name>.md``; ``--quick`` is a smoke test. Where other
 programs keep the processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
 """
 
@@ -287,7 +287,6 @@ def measure_routed(backbone: Backbone, frozen: nn.Module, sizes: Sizes, ids: Ten
     return found
 
 
-FILE = "reparameterize.json"
 PARTS = ("layers", "routed", "training", "growth", "pool")
 
 
@@ -295,6 +294,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--name", default="reparameterize", help="of the files, one name for each machine")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--keep", action="store_true", help="keep the other parts of the file that is there")
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
@@ -311,7 +311,8 @@ def main() -> None:
     frozen = rivals.plain_copy(backbone)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 40_000, (sizes.rows, sizes.tokens), generator=draw).to(backbone.device)
-    kept: dict[str, Any] = json.loads((options.out / FILE).read_text()) if options.keep else {}
+    target = options.out / f"{options.name}.json"
+    kept: dict[str, Any] = json.loads(target.read_text()) if options.keep else {}
     machine = describe_machine(backbone, CLOCK[0].__name__)
     commits = {**kept.get("commits", {}), **dict.fromkeys(options.parts, machine["commit"])}
     commits = {part: commits[part] for part in PARTS if part in commits}
@@ -333,8 +334,8 @@ def main() -> None:
     page = render({"layers": {}, **found})
     print(page)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / FILE).write_text(json.dumps(found, indent=1) + "\n")
-    (options.out / "reparameterize.md").write_text(page)
+    target.write_text(json.dumps(found, indent=1) + "\n")
+    target.with_suffix(".md").write_text(page)
 
 
 if __name__ == "__main__":

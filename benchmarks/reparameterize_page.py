@@ -77,10 +77,11 @@ def describe_machine(backbone: Backbone, clock: str) -> dict[str, Any]:
 
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     is_cuda = backbone.device.type == "cuda"
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     return {
         "backbone": backbone.source,
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name() if is_cuda else platform.machine(),
+        "device": torch.cuda.get_device_name() if is_cuda else processor,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "peft": peft.__version__,
