@@ -182,17 +182,18 @@ def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_few_bits_or_f
             return super().forward(x) + 1
 
     x = torch.randn(5, 99, NUM_IN)
-    for layer, given in (
-        (Own(NUM_IN, NUM_OUT), x),
-        (nn.Linear(NUM_IN, NUM_OUT), x.clone().requires_grad_()),
-        (nn.Linear(NUM_IN, NUM_OUT).bfloat16(), x.bfloat16()),
-        (nn.Linear(NUM_IN, NUM_OUT).half(), x),
+    plain = nn.Linear(NUM_IN, NUM_OUT)
+    for layer, given, dtype, is_foldable in (
+        (plain, x, torch.float32, True),
+        (plain, x, torch.bfloat16, False),  # a wide layer of a short model
+        (plain, x.clone().requires_grad_(), torch.float32, False),
+        (Own(NUM_IN, NUM_OUT), x, torch.float32, False),
+        (nn.Linear(NUM_IN, NUM_OUT).bfloat16(), x.bfloat16(), torch.bfloat16, False),
+        (nn.Linear(NUM_IN, NUM_OUT).half(), x.half(), torch.float16, False),
     ):
-        bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], given.dtype)
+        bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], dtype)
         bound.bind(alike())
-        binding = bound.layers["0"].binding
-        assert not binding._is_foldable(layer, given)
-    assert binding._is_foldable(nn.Linear(NUM_IN, NUM_OUT), x)
+        assert bound.layers["0"].binding._is_foldable(layer, given) == is_foldable
 
 
 def test_gradients_pass_through_a_bent_layer_as_through_its_full_weight_change():

@@ -54,8 +54,8 @@ def check(family: str, quantization: str, load_quantised: Any, folder: Any) -> N
     layers = [layer.base.weight for layer in backbone.reparameterizer.layers.values()]
     assert sum(is_quantised(weight) for weight in layers) >= 0.7 * len(layers)  # T5 keeps `wo` wide
     floats.test_a_zero_increment_equals_the_backbone_to_the_bit(backbone)
-    # Random codes make large attention scores: T5's blocks multiply the last bit of a sum by hundreds.
-    floats.check_each_row_alone(backbone, tolerance=2e-4)
+    # T5 does not scale its scores: with random codes its blocks multiply the last bit of a sum by hundreds.
+    floats.check_each_row_alone(backbone, tolerance=2e-4 if family == "T5" else 2e-5)
     floats.test_gradients_reach_the_increment_and_nothing_else(backbone)
     rows = [{"text": f"{p} {n}", "label": y} for n in range(4) for p, y in zip(PROMPTS, "abc", strict=True)]
     model = ScalableLM.create(folder / "store", backbone, settings(1 if family == "SmolLM2" else 2))

@@ -204,7 +204,8 @@ class RowBinding:
         if num_moved < FOLDED_EXCESS * num_in * num_out or type(layer) not in LINEAR:
             return False
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        return weight.dtype == x.dtype == torch.float32 and not is_quantised(weight)
+        is_wide = weight.dtype == x.dtype == self._shelf.dtype == torch.float32
+        return is_wide and not is_quantised(weight)
 
     def _fold(self, layer: nn.Module, x: Tensor) -> Tensor:
         """One product with W + Σ_k w_k s_k B_k A_k."""
@@ -261,5 +262,5 @@ class RowBinding:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether only torch's own operations will do, and those that keep little for the backward pass."""
+    """Whether only the ways that can be compiled and differentiated will do: stacked and gathered."""
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
