@@ -4,8 +4,8 @@
 
 SmolLM2, in the dtype the library chooses on this machine, on a GPU where there is one. Contenders take turns
 in a new order each round; a ratio is the median over rounds of time divided by the frozen model's.
-Writes ``<out>/<name>.json`` and ``<out>/<name>.md``; ``--quick`` is a smoke test. Where other programs keep the
-processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
+Writes ``<out>/<name>.json`` and ``<out>/<name>.md``; ``--quick`` is a smoke test. Where other programs keep
+the processor busy, ``OMP_NUM_THREADS=1`` with ``--processor-time`` still gives fair ratios.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def take_turns(contenders: Mapping[str, Contender], ids: Tensor, sizes: Sizes) -
             contenders[name].prepare()
             turns[-1][name] = decode(contenders[name], ids, caches[name], sizes.steps)
             contenders[name].finish()
-    del rounds[:WARM_UP], turns[0]  # one turn of decoding warms up enough: what it needs is there by then
+    del rounds[:WARM_UP], turns[0]  # they warm up
     first = next(iter(contenders))
     table: dict[str, dict[str, Any]] = {}
     for name in contenders:
