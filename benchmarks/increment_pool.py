@@ -43,7 +43,7 @@ def write_tasks(
             name: LowRankPair(torch.randn(rank, num_in), torch.randn(num_out, rank))
             for name, (num_in, num_out) in shapes.items()
         }
-        knowledge = TaskKnowledge(keys, (Increment(pairs, rank, 16.0),))
+        knowledge = TaskKnowledge(keys, (Increment(pairs, rank, 16.0).in_float16(),))
         record = describe_task(f"task-{number}", "generation", (), 1, knowledge, {})
         records.append(dataclasses.replace(record, files=folders.write(record, knowledge, "none")))
     os.fsync = sync

@@ -87,7 +87,7 @@ def keep_freed_memory() -> None:
 
 
 def random_increments(backbone: Backbone, targets: Sequence[str], num: int, rank: int) -> list[Increment]:
-    """Increments of the size that learning gives them."""
+    """Increments of the size and dtype that learning gives them."""
     draw = torch.Generator().manual_seed(0)
     shapes = {name: backbone.reparameterizer.layers[name].shape for name in targets}
     return [
@@ -101,7 +101,7 @@ def random_increments(backbone: Backbone, targets: Sequence[str], num: int, rank
             },
             rank,
             2.0 * rank,
-        )
+        ).in_float16()
         for _ in range(num)
     ]
 

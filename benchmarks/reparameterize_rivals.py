@@ -108,7 +108,9 @@ def with_full_changes(
         down = torch.stack([torch.cat([x.pairs[name].A for x in row]) for row in rows])
         up = torch.stack(
             [
-                torch.cat([x.pairs[name].B * x.scale * w for x, w in zip(row, own, strict=True)], dim=1)
+                torch.cat(
+                    [x.pairs[name].B.float() * x.scale * w for x, w in zip(row, own, strict=True)], dim=1
+                )
                 for row, own in zip(rows, weights.tolist(), strict=True)
             ]
         )

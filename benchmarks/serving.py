@@ -79,7 +79,7 @@ def increment(model: ScalableLM, seed: int) -> Increment:
         num_out, num_in = layers[name].shape
         down = torch.randn(rank, num_in, generator=draw) * num_in**-0.5
         pairs[name] = LowRankPair(down, torch.randn(num_out, rank, generator=draw) * 1e-3)
-    return Increment(pairs, rank, model.config.increments.alpha)
+    return Increment(pairs, rank, model.config.increments.alpha).in_float16()
 
 
 def build(folder: Path, backbone: str, texts: dict[str, list[str]], options: dict[str, object]) -> ScalableLM:

@@ -42,12 +42,12 @@ def written(monkeypatch) -> list[tuple[str, int]]:
     return calls
 
 
-def test_pairs_are_stacked_transposed_and_scaled_and_filled_up_with_zeros():
+def test_pairs_are_stacked_transposed_and_filled_up_with_zeros():
     bank, small, large = Bank(LAYERS), increment(0, rank=1, names=("a",)), increment(1, rank=3)
     first, second = bank.load([small, large])
     shelf = bank.shelves["a"]
     torch.testing.assert_close(shelf.down[first, :1], small.pairs["a"].A)
-    torch.testing.assert_close(shelf.up[second], large.pairs["a"].B.T * large.scale)
+    torch.testing.assert_close(shelf.up[second], large.pairs["a"].B.T)
     assert not shelf.down[first, 1:].any()
     assert not bank.shelves["b"].up[first].any()
     assert bank.rank == 3
@@ -128,3 +128,23 @@ def test_what_inference_put_there_serves_learning_too():
     x = torch.randn(2, 5, requires_grad=True)
     (x @ bank.shelves["a"].down[0].T).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_float16_pairs_stay_so_where_the_kernel_reads_them_and_while_all_are(monkeypatch, has_kernel):
+    monkeypatch.setattr(bank_module, "row_kernel", lambda *_: print if has_kernel else None)
+    bank, short, wide = Bank(LAYERS), increment(0).in_float16(), increment(1)
+    bank.load([short])
+    assert bank.shelves["a"].up.dtype == (torch.float16 if has_kernel else torch.float32)
+    slots = bank.load([short, wide])
+    down = bank.shelves["a"].down
+    assert down.dtype == torch.float32
+    for slot, one in zip(slots, (short, wide), strict=True):
+        assert torch.equal(down[slot], one.pairs["a"].A.float())
+    assert bank.load([short]) == slots[:1]  # nothing is written anew for a request of the short one alone
+
+
+def test_beside_bfloat16_activations_all_pairs_are_bfloat16():
+    bank = Bank({"a": nn.Linear(5, 3).bfloat16()})
+    bank.load([increment(0, names=("a",)).in_float16()])
+    assert bank.shelves["a"].down.dtype == torch.bfloat16

@@ -50,7 +50,7 @@ def only(monkeypatch):
 
     def leave(way: str) -> None:
         has_kernel = way == "kernel"
-        monkeypatch.setattr(bindings, "row_kernel", row_kernel if has_kernel else lambda _: None)
+        monkeypatch.setattr(bindings, "row_kernel", row_kernel if has_kernel else lambda *_: None)
         monkeypatch.setattr(bindings, "STACKED_EXCESS", 100 if way == "stacked" else 0)
         monkeypatch.setattr(bindings, "FOLDED_EXCESS", 0 if way == "fold" else 10**9)
         for other in ("_fold", "_add_stacked", "_add_gathered", "_add_bags"):
@@ -135,7 +135,7 @@ def test_the_kernel_is_taken_for_a_decoding_step_and_left_for_a_long_prompt(monk
     net, bound = net_of(torch.float32)
     taken = []
     kernel = row_kernel(torch.float32)
-    monkeypatch.setattr(bindings, "row_kernel", lambda _: lambda *a: taken.append("kernel") or kernel(*a))
+    monkeypatch.setattr(bindings, "row_kernel", lambda *_: lambda *a: taken.append("kernel") or kernel(*a))
     for name in ("_fold", "_add_stacked", "_add_gathered", "_add_bags"):
         plain = getattr(RowBinding, name)
         monkeypatch.setattr(
@@ -236,10 +236,31 @@ def test_the_kernel_gives_a_row_the_same_bits_beside_rows_that_share_its_increme
         assert torch.equal(alone[0], y[i]) == (i % 5 == 0)
 
 
+@pytest.mark.skipif(row_kernel(torch.float32, torch.float16) is None, reason="the kernel reads no float16")
+@pytest.mark.parametrize("num_tokens", [1, 3, 30])
+@pytest.mark.parametrize("which", [mixed, alike])
+def test_float16_pairs_give_the_bits_that_the_same_values_give_in_float32(which, num_tokens):
+    given = which()
+    short = [increment.in_float16() for increment in given.increments]
+    net, bound = net_of(torch.float32)
+    x = torch.randn(5, num_tokens, NUM_IN)
+    found = []
+    for increments, dtype in (
+        (short, torch.float16),
+        ([increment.to("cpu", torch.float32) for increment in short], torch.float32),
+    ):
+        bound.bind(Mixture(increments, given.slots, given.weights))
+        assert bound.bank.shelves["0"].down.dtype == dtype
+        found.append(net(x))
+    assert torch.equal(*found)
+
+
 @needs_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "is_float16"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+)
 @pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (31, 33), (32, 64), (1024, 1025), (1090, 2079)])
-def test_the_kernel_reads_and_rounds_every_width_as_torch_does(num_in, num_out, dtype):
+def test_the_kernel_reads_and_rounds_every_width_as_torch_does(num_in, num_out, dtype, is_float16):
     draw = torch.Generator().manual_seed(5)
     net = nn.Sequential(nn.Linear(num_in, num_out)).to(dtype).requires_grad_(False)
     bound = Reparameterizer(net, ["0"])
@@ -248,7 +269,9 @@ def test_the_kernel_reads_and_rounds_every_width_as_torch_does(num_in, num_out, 
         torch.randint(-2, 3, (3, num_in), generator=draw).float(),
         torch.randint(-2, 3, (num_out, 3), generator=draw).float(),
     )
-    bound.bind(Mixture([Increment({"0": pair}, 3, 3.0)], torch.zeros(2, 1).long(), torch.ones(2, 1)))
+    increment = Increment({"0": pair}, 3, 3.0)
+    increment = increment.in_float16() if is_float16 else increment
+    bound.bind(Mixture([increment], torch.zeros(2, 1).long(), torch.ones(2, 1)))
     x = torch.randint(-2, 3, (2, 1, num_in), generator=draw).to(dtype)
     y = torch.randint(-9, 10, (2, 1, num_out), generator=draw).to(dtype)
     y[0, 0, -1], y[1, 0, 0] = torch.nan, torch.inf

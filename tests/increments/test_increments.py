@@ -75,3 +75,24 @@ def test_scales_of_zero_stay_zero():
     mixed = unify(pairs, {"a": 0.0, "b": 1.5})
     assert not change(mixed, "a").any()
     assert change(mixed, "b").any()
+
+
+def test_in_float16_every_value_is_rounded_once_unless_one_is_too_large():
+    wide = drawn(3, 5.0, "ab", 0)
+    short = wide.in_float16()
+    assert (short.rank, short.alpha, short.size_bytes) == (3, 5.0, wide.size_bytes // 2)
+    for name, pair in wide.pairs.items():
+        assert torch.equal(short.pairs[name].A, pair.A.half())
+        assert torch.equal(short.pairs[name].B, pair.B.half())
+    assert increment(65504.0).in_float16().pairs["layer"].A.dtype == torch.float16
+    large = increment(-7e4)
+    assert large.in_float16() is large
+
+
+def test_a_mixture_of_float16_increments_is_folded_in_float32():
+    one, other = drawn(2, 3.0, "a", 0).in_float16(), drawn(3, 5.0, "a", 1).in_float16()
+    mixed = concatenate([one, other], [0.3, 0.7])
+    expected = sum(
+        w * x.scale * x.pairs["a"].B.double() @ x.pairs["a"].A.double() for x, w in ((one, 0.3), (other, 0.7))
+    )
+    torch.testing.assert_close(change(mixed, "a"), expected, atol=1e-6, rtol=1e-6)

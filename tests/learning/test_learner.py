@@ -7,6 +7,7 @@ import torch
 
 from slm.errors import ConfigError, DataError
 from slm.learning import learn_task, show_examples
+from slm.learning.learnable import Learnable
 from slm.model import ScalableLM
 from slm.tasks import Task
 from tests.conftest import config
@@ -31,6 +32,21 @@ def test_the_backbone_is_the_same_to_the_bit_after_learning(tmp_path, minilm, la
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(layer.binding is None for layer in minilm.reparameterizer.layers.values())
     assert not any(p.requires_grad for p in minilm.model.parameters())
+
+
+def test_increments_are_stored_as_they_were_trained_rounded_once_to_float16(
+    tmp_path, minilm, languages, monkeypatch
+):
+    trained, plain = [], Learnable.increments
+    monkeypatch.setattr(Learnable, "increments", lambda self: trained.append(plain(self)) or trained[-1])
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    model.learn(languages)
+    stored = model.store.increment(model.tasks[0], 0)
+    assert any(bool(pair.B.any()) for pair in trained[-1][0].pairs.values())
+    for name, pair in trained[-1][0].pairs.items():
+        assert pair.A.dtype == torch.float32
+        assert torch.equal(stored.pairs[name].A, pair.A.half())
+        assert torch.equal(stored.pairs[name].B, pair.B.half())
 
 
 def test_few_examples_are_learned_without_a_validation_split(tmp_path, minilm):

@@ -1,8 +1,10 @@
-"""The bank: the low-rank pairs in use, stacked layer by layer in the backbone's dtype and layout.
+"""The bank: the low-rank pairs in use, stacked layer by layer in the layout they are read in.
 
 Every increment in use has one slot, the same in all layers. A batch says which slots its rows use; nothing
-is copied per row. What a request leaves behind stays for the next one: asking the same tasks again binds
-without copying, and the tensors keep their addresses and shapes.
+is copied per row. Pairs are kept in the dtype of the activations; beside float32 ones, float16 pairs stay
+float16 where the row kernel can read them: the same values, half the memory to pass through. What a request
+leaves behind stays for the next one: asking the same tasks again binds without copying, and the tensors keep
+their addresses and shapes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from slm.backbone.kernel import row_kernel
 from slm.backbone.targets import num_features
 from slm.errors import IncrementError
 
@@ -49,7 +52,7 @@ class Shelf:
 
     Attributes:
         down: (S, R, I), A of each slot; empty until an increment in use changes the layer.
-        up: (S, R, O), s · B of each slot, transposed.
+        up: (S, R, O), B of each slot, transposed.
 
     Args:
         name: of the layer.
@@ -62,7 +65,7 @@ class Shelf:
         self.num_in, self.num_out = num_features(layer)
         self._weight: Tensor = layer.weight  # type: ignore[assignment]
         self._dtype = dtype
-        self.down, self.up = self._zeros(0, 0)
+        self.down, self.up = self._zeros(0, 0, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +74,7 @@ class Shelf:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the pairs are kept in, that of the activations."""
+        """Of the activations."""
         return self._dtype or self._weight.dtype
 
     @property
@@ -79,10 +82,12 @@ class Shelf:
         """Bytes held."""
         return sum(half.numel() * half.element_size() for half in (self.down, self.up))
 
-    def reserve(self, num_slots: int, rank: int) -> None:
-        """Make room, all zero, unless it is there."""
+    def reserve(self, num_slots: int, rank: int, is_float16: bool) -> None:
+        """Make room, all zero, unless it is there; in float16 if so wanted and the row kernel reads it."""
         if not len(self.down):
-            self.down, self.up = self._zeros(num_slots, rank)
+            has_kernel = self.device.type == "cpu" and row_kernel(self.dtype, torch.float16) is not None
+            dtype = torch.float16 if is_float16 and has_kernel else self.dtype
+            self.down, self.up = self._zeros(num_slots, rank, dtype)
 
     def write(self, slots: Sequence[int], increments: Sequence[LowRank]) -> None:
         """Put the pairs of n increments into n slots; one without a pair for this layer becomes zero.
@@ -98,19 +103,17 @@ class Shelf:
                     f"layer {self.num_in} to {self.num_out}: it belongs to another backbone"
                 )
         rank = self.down.shape[1]
-        nothing = torch.zeros(rank, max(self.num_in, self.num_out))
+        nothing = torch.zeros(rank, max(self.num_in, self.num_out), dtype=self.down.dtype)
         downs = [nothing[:, : self.num_in] if pair is None else pair.A for pair in pairs]
         ups = [nothing[:, : self.num_out].T if pair is None else pair.B for pair in pairs]
-        down = torch.stack([_fill(half, (0, 0, 0, rank - len(half))).to(self.device) for half in downs])
-        up = torch.stack([_fill(half, (0, rank - half.shape[1])).to(self.device) for half in ups])
-        scales = torch.tensor([increment.scale for increment in increments], device=self.device)
+        down = torch.stack([_fill(half, (0, 0, 0, rank - len(half))).to(self.down) for half in downs])
+        up = torch.stack([_fill(half, (0, rank - half.shape[1])).to(self.up) for half in ups])
         _put(self.down, slots, down)
-        # Scaled before it is rounded.
-        _put(self.up, slots, (up.float() * scales[:, None, None]).transpose(1, 2))
+        _put(self.up, slots, up.transpose(1, 2))
 
-    def _zeros(self, num_slots: int, rank: int) -> tuple[Tensor, Tensor]:
+    def _zeros(self, num_slots: int, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(S, R, I) and (S, R, O)."""
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        options: dict[str, Any] = {"device": self.device, "dtype": dtype}
         sizes = (self.num_in, self.num_out)
         down, up = (torch.zeros(num_slots, rank, size, **options) for size in sizes)
         return down, up
@@ -122,12 +125,12 @@ def _fill(half: Tensor, missing: tuple[int, ...]) -> Tensor:
 
 
 def _put(target: Tensor, slots: Sequence[int], values: Tensor) -> None:
-    """Write (n, ...) into n slots, rounded to the dtype of the target."""
+    """Write (n, ...) into n slots."""
     first, last = slots[0], slots[-1]
     if list(slots) == list(range(first, last + 1)):  # one pass instead of two
         target[first : last + 1].copy_(values)
     else:
-        target.index_copy_(0, torch.tensor(slots, device=target.device), values.to(target.dtype))
+        target.index_copy_(0, torch.tensor(slots, device=target.device), values)
 
 
 @final
@@ -148,6 +151,7 @@ class Bank:
         self.shelves = {name: Shelf(name, layer, self._dtype) for name, layer in self._layers.items()}
         self._kept: list[weakref.ref[LowRank] | None] = []
         self.rank = 0
+        self._is_float16 = True
 
     @property
     def num_slots(self) -> int:
@@ -174,12 +178,13 @@ class Bank:
         """
         wanted = {id(increment): increment for increment in increments}
         rank = max(increment.rank for increment in increments)
-        if len(wanted) > self.num_slots or rank > self.rank:
+        is_float16 = all(_is_float16(increment) for increment in wanted.values())
+        if len(wanted) > self.num_slots or rank > self.rank or (self._is_float16 and not is_float16):
             # Powers of two, so that few shapes are ever seen.
             num_slots = max(self.num_slots, 1 << (len(wanted) - 1).bit_length())
             rank = max(rank, self.rank)
             self.clear()
-            self._kept, self.rank = [None] * num_slots, rank
+            self._kept, self.rank, self._is_float16 = [None] * num_slots, rank, is_float16
         alive = {id(found): slot for slot, kept in enumerate(self._kept) if kept and (found := kept())}
         slots = {key: alive[key] for key in wanted if key in alive}
         free = self._free(set(slots.values()))
@@ -203,7 +208,7 @@ class Bank:
         try:
             for name, shelf in self.shelves.items():
                 if name in changed:
-                    shelf.reserve(self.num_slots, self.rank)
+                    shelf.reserve(self.num_slots, self.rank, self._is_float16)
                 if len(shelf.down):
                     shelf.write(slots, increments)
         except BaseException:
@@ -211,6 +216,11 @@ class Bank:
             raise
         for slot, increment in zip(slots, increments, strict=True):
             self._kept[slot] = _reference(increment)
+
+
+def _is_float16(increment: LowRank) -> bool:
+    """Whether float16 holds all of its values."""
+    return all(half.dtype == torch.float16 for pair in increment.pairs.values() for half in (pair.A, pair.B))
 
 
 def _reference(increment: LowRank) -> weakref.ref[LowRank] | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from slm.backbone.bank import Shelf
-from slm.backbone.kernel import MAX_RANK, kernel_sizes, row_kernel
+from slm.backbone.kernel import MAX_RANK, kernel_call, row_kernel
 from slm.backbone.quantization import is_quantised
 from slm.backbone.targets import LINEAR
 from slm.errors import BackboneError
@@ -60,7 +60,7 @@ class Rows:
 
     Args:
         index: (B, K) int64, numbers of the mixture's increments.
-        weights: (B, K) float32.
+        weights: (B, K) float32, the share of each times its increment's scale: w · s.
         places: (U) int64, the slot of each increment.
         rank: R, the largest of the increments'; the bank's may be larger.
     """
@@ -79,7 +79,7 @@ class Rows:
             index, weights = index[:1], weights[:1]
         self._index, self._places = index, places
         self.slots, self.weights = places[index].contiguous(), weights.contiguous()
-        used = index[0] if self.is_shared else index[weights > 0].unique()  # type: ignore[no-untyped-call]
+        used = index[0] if self.is_shared else index[weights != 0].unique()  # type: ignore[no-untyped-call]
         self.used: Int[Tensor, " U"] = places[used]
         self.is_stackable = self.is_shared or len(self.used) * rank <= STACKED_EXCESS * self.row_rank
         # What layers have in common is computed once.
@@ -137,13 +137,15 @@ class RowBinding:
         rows: the batch.
     """
 
-    __slots__ = ("_call", "_gathered", "_kernel", "_rows", "_shelf", "_stacked")
+    __slots__ = ("_call", "_folds", "_gathered", "_kernel", "_rows", "_shelf", "_stacked")
 
     def __init__(self, shelf: Shelf, rows: Rows) -> None:
         self._shelf, self._rows = shelf, rows
         is_small = shelf.device.type == "cpu" and rows.row_rank <= MAX_RANK
-        self._kernel = row_kernel(shelf.dtype) if is_small else None
-        self._call: tuple[torch.Size, tuple[Any, ...] | None] | None = None
+        self._kernel = row_kernel(shelf.dtype, shelf.down.dtype) if is_small else None
+        # What was chosen for an input of some shape; layers are called with the same one step after step.
+        self._call: tuple[torch.Size, Any] | None = None
+        self._folds: tuple[torch.Size, bool] | None = None
         self._stacked: tuple[Tensor, Tensor] | None = None
         self._gathered: tuple[Tensor, Tensor] | None = None
 
@@ -165,15 +167,16 @@ class RowBinding:
             )
         is_plain = _is_plain(x)
         if not is_plain and self._kernel is not None and (call := self._kernel_call(x, y)) is not None:
-            self._kernel(x.data_ptr(), y.data_ptr(), *call)
+            self._kernel(x.data_ptr(), y.data_ptr(), call)
             return y
         if rows.is_stackable:
             return self._add_stacked(y, x)
-        if not is_plain and x.shape[1] == 1 and x.device.type == "cpu":
+        is_small = not is_plain and x.shape[1] == 1 and x.device.type == "cpu"
+        if is_small and self._shelf.down.dtype == x.dtype:
             return self._add_bags(y, x)
         return self._add_gathered(y, x)
 
-    def _kernel_call(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
+    def _kernel_call(self, x: Tensor, y: Tensor) -> Any:
         """What the kernel is given beside x and y; None where it is not the cheapest way."""
         if not (x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == self._shelf.dtype):
             return None
@@ -184,11 +187,8 @@ class RowBinding:
             call = None
             if num_tokens <= (MAX_KERNEL_ALIKE if rows.is_shared else MAX_KERNEL_TOKENS):
                 features = x.shape[-1], y.shape[-1]
-                sizes = kernel_sizes(num_rows, num_tokens, num_slots, rows.rank, down.shape[1], features)
-                call = (
-                    *(part.data_ptr() for part in (down, up, rows.slots, rows.weights, rows.order)),
-                    *sizes,
-                )
+                sizes = num_rows, num_tokens, num_slots, rows.rank, down.shape[1], *features
+                call = kernel_call((down, up, rows.slots, rows.weights, rows.order), sizes)
             self._call = x.shape, call
         return self._call[1]
 
@@ -199,6 +199,11 @@ class RowBinding:
         """
         if not self._rows.is_shared or _is_plain(x):
             return False
+        if self._folds is None or self._folds[0] != x.shape:
+            self._folds = x.shape, self._is_fold_cheap(layer, x)
+        return self._folds[1]
+
+    def _is_fold_cheap(self, layer: nn.Module, x: Tensor) -> bool:
         num_in, num_out = self._shelf.num_in, self._shelf.num_out
         num_moved = x.numel() // num_in * (num_in + 2 * num_out)  # x is read, y is read and written
         if num_moved < FOLDED_EXCESS * num_in * num_out or type(layer) not in LINEAR:
@@ -220,7 +225,7 @@ class RowBinding:
         """(U·R, I) and (U·R, O) of the increments in use; weighed where rows are alike."""
         rows = self._rows
         if self._stacked is None:
-            down, up = (half.index_select(0, rows.used).flatten(0, 1) for half in self._halves())
+            down, up = (half.flatten(0, 1) for half in self._pick(rows.used))
             if rows.is_shared:
                 up = (up * rows.spread(torch.float32)[0, :, None]).to(up.dtype)
             self._stacked = down, up
@@ -239,8 +244,7 @@ class RowBinding:
         """Two batched products with each row's own pairs."""
         rows = self._rows
         down, up = self._gathered or (
-            half.index_select(0, rows.slots.flatten()).view(rows.num_rows, rows.row_rank, -1)
-            for half in self._halves()
+            half.view(rows.num_rows, rows.row_rank, -1) for half in self._pick(rows.slots.flatten())
         )
         if x.device.type != "cpu":
             self._gathered = down, up  # decoding steps come this way too
@@ -256,9 +260,11 @@ class RowBinding:
         change = _bags_up(up, index, begins, False, 0, False, half, False, -1)[0]
         return y.add_(change[:, None])
 
-    def _halves(self) -> tuple[Tensor, Tensor]:
-        """(S, R, I) and (S, R, O), without what the bank has room for beyond R."""
-        return self._shelf.down[:, : self._rows.rank], self._shelf.up[:, : self._rows.rank]
+    def _pick(self, slots: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """(n, R, I) and (n, R, O) of some slots in the dtype of the activations, without room beyond R."""
+        halves = (half[:, : self._rows.rank] for half in (self._shelf.down, self._shelf.up))
+        down, up = (half.index_select(0, slots).to(self._shelf.dtype) for half in halves)
+        return down, up
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -14,10 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm.backbone.cache import cache_folder
 
@@ -27,22 +29,32 @@ MAX_RANK = 512
 
 _FLAGS = ["-shared", "-fPIC", "-std=c++17", "-O3", "-fopenmp", "-Wno-psabi"]
 _CAPABILITIES = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
-    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")]
+    + ["-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
 }
-_NAMES = {torch.bfloat16: "bend_bf16", torch.float32: "bend_f32"}
+_NAMES = {
+    (torch.bfloat16, torch.bfloat16): "bend_bf16",
+    (torch.float32, torch.float32): "bend_f32",
+    (torch.float32, torch.float16): "bend_f32_f16",
+}
 _MIN_PARALLEL = 1 << 16
 
 
 @functools.cache
-def row_kernel(dtype: torch.dtype) -> Any:
-    """The compiled function for a dtype, given what ``kernel.cpp`` says; None where there is none."""
-    name = _NAMES.get(dtype)
+def row_kernel(dtype: torch.dtype, kept: torch.dtype | None = None) -> Any:
+    """The compiled function, given what ``kernel.cpp`` says; None where there is none.
+
+    Args:
+        dtype: of the activations.
+        kept: of the pairs; the same where it is not given.
+    """
+    name = _NAMES.get((dtype, kept or dtype))
     library = _library() if name and os.environ.get("SLM_KERNEL", "1") != "0" else None
-    if library is None or name is None:
+    function = getattr(library, name, None) if library and name else None
+    if function is None:
         return None
-    function = getattr(library, name)
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 3
     function.restype = None
     return function
 
@@ -72,19 +84,15 @@ def _compile(command: list[str], target: Path) -> None:
         made.replace(target)
 
 
-def kernel_sizes(
-    num_rows: int, num_tokens: int, num_slots: int, rank: int, stride: int, features: tuple[int, int]
-) -> tuple[Any, int]:
-    """The sizes as the kernel reads them, and how many threads are worth waking for them.
+def kernel_call(parts: Sequence[Tensor], sizes: Sequence[int]) -> Any:
+    """What the kernel is given beside x and y, for as long as these tensors live.
 
     Args:
-        num_rows: B.
-        num_tokens: T.
-        num_slots: K.
-        rank: R.
-        stride: room for ranks in a slot.
-        features: I and O.
+        parts: down (S, stride, I), up (S, stride, O), slots (B, K), weights (B, K) and order (B).
+        sizes: B, T, K, R, stride, I and O.
     """
-    cost = num_rows * num_tokens * num_slots * rank * sum(features)
-    num_threads = torch.get_num_threads() if cost >= _MIN_PARALLEL else 1
-    return (ctypes.c_int64 * 7)(num_rows, num_tokens, num_slots, rank, stride, *features), num_threads
+    num_rows, num_tokens, num_slots, rank, _, num_in, num_out = sizes
+    cost = num_rows * num_tokens * num_slots * rank * (num_in + num_out)
+    num_threads = torch.get_num_threads() if cost >= _MIN_PARALLEL else 1  # worth waking
+    words = *(part.data_ptr() for part in parts), *sizes, num_threads
+    return (ctypes.c_int64 * len(words))(*words)

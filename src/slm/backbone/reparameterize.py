@@ -197,8 +197,10 @@ class Reparameterizer:
             )
         places = torch.tensor(self.bank.load(mixture.increments), device=mixture.slots.device)
         rank = max(increment.rank for increment in mixture.increments)
+        scales = torch.tensor([increment.scale for increment in mixture.increments])
+        weights = mixture.weights.float() * scales.to(mixture.weights.device)[mixture.slots]
         device = next(iter(self.layers.values())).weight.device
-        self._rows = Rows(mixture.slots, mixture.weights.float(), places, rank).to(device)
+        self._rows = Rows(mixture.slots, weights, places, rank).to(device)
         for name in names:
             self.layers[name].bind(RowBinding(self.bank.shelves[name], self._rows))
 

@@ -92,6 +92,19 @@ class Increment(_Referable):
         """Bytes held by the tensors of all pairs."""
         return sum(t.numel() * t.element_size() for p in self.pairs.values() for t in (p.A, p.B))
 
+    def in_float16(self) -> Increment:
+        """The same with every value rounded to float16; as it is where one is too large for that.
+
+        Reading the pairs is what mixed rows cost, and at 11 bits what rounding changes is far below what one
+        more step of learning would.
+        """
+        limit = torch.finfo(torch.float16).max
+        if any(float(t.abs().max()) > limit for p in self.pairs.values() for t in (p.A, p.B)):
+            return self
+        return Increment(
+            {n: LowRankPair(p.A.half(), p.B.half()) for n, p in self.pairs.items()}, self.rank, self.alpha
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Increment:
         """The same increment on another device or in another dtype."""
         pairs = {n: LowRankPair(p.A.to(device, dtype), p.B.to(device, dtype)) for n, p in self.pairs.items()}

@@ -183,7 +183,8 @@ def _commit(
     """Make all of a task visible in one step, by one of the processes that learned it (step 3)."""
     processes = PartialState()
     if processes.is_main_process:
-        knowledge = TaskKnowledge(keys, learnable.increments(), learnable.head_tensors())
+        increments = tuple(increment.in_float16() for increment in learnable.increments())
+        knowledge = TaskKnowledge(keys, increments, learnable.head_tensors())
         model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge, metadata)
     processes.wait_for_everyone()
 

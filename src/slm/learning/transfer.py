@@ -158,7 +158,7 @@ def begin_from(learnable: Learnable, start: Increment, head: Probe) -> None:
         assert isinstance(binding, LearningBinding)
         down, up = binding.A.detach(), binding.B.detach()
         down.view(num, -1, down.shape[1])[:, : start.rank] = pair.A.to(down.device)
-        raised = (pair.B * (start.scale / binding.scale)).to(up.device)
+        raised = (pair.B.float() * (start.scale / binding.scale)).to(up.device)
         up.view(up.shape[0], num, -1)[:, :, : start.rank] = raised[:, None]
     assert learnable.head is not None
     learnable.head.weight.detach().copy_(head.weight)
