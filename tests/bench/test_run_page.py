@@ -110,6 +110,9 @@ def test_numbers_of_examples_are_lines_of_their_own():
     many = cell("slm", "1", [[0.6], [0.6, 0.6]], per_label=16)
     assert [line.per_label for line in leaderboard([many, few])] == [4, 16]
     assert leaderboard_table(leaderboard([many, few]))[0][1] == "of each label"
+    whole = cell("slm", "1", [[0.7], [0.7, 0.7]])
+    _, rows = leaderboard_table(leaderboard([whole, many, few]))
+    assert [row[1] for row in rows] == ["4", "16", "all"]
 
 
 def test_drift_is_told_as_the_change_against_the_frozen_backbone():

@@ -25,7 +25,7 @@ class Cell:
         method: name of a rival.
         order: name of an order of the suite.
         seed: of draw, initialisation and row order.
-        per_label: examples of each label; None where the preset says how many in all.
+        per_label: examples of each label; None for as many in all as the preset says.
     """
 
     method: str

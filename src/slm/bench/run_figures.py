@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from slm.bench.report import open_figure
-from slm.bench.tables import Line, Result, is_alone
+from slm.bench.tables import Line, Result, is_alone, num_shots
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
@@ -40,7 +40,7 @@ def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, 
     if routed:
         figures["confusion"] = draw_confusions(routed)
     figures["costs"] = draw_costs([line for line in lines if line.per_label == lines[0].per_label], looks)
-    if len({line.per_label for line in lines} - {None}) > 1:
+    if len({line.per_label for line in lines}) > 1:
         figures["shots"] = draw_shots(lines, looks)
     return figures
 
@@ -90,8 +90,8 @@ def draw_curves(
     ax = figure.subplots()
     for method in sorted(titles, key=titles.__getitem__):
         own = [r for r in results if r["cell"]["method"] == method and not r["is_joint"]]
-        shots = max((r["cell"]["per_label"] or 0 for r in own), default=0)
-        own = [r for r in own if (r["cell"]["per_label"] or 0) == shots]
+        most = max((num_shots(r["cell"]["per_label"]) for r in own), default=None)
+        own = [r for r in own if num_shots(r["cell"]["per_label"]) == most]
         if not own:
             continue
         means = [100 * fmean(fmean(r["scores"][i]) for r in own) for i in range(len(own[0]["scores"]))]
@@ -139,12 +139,13 @@ def draw_shots(lines: Sequence[Line], looks: Mapping[str, tuple[str, str]]) -> A
     """Final average against examples of each label."""
     figure = open_figure(7.6, 4.2)
     ax = figure.subplots()
+    shots = sorted({line.per_label for line in lines}, key=num_shots)
     for method in sorted({line.method for line in lines}):
-        own = sorted((x for x in lines if x.method == method and x.per_label), key=lambda x: x.per_label or 0)
+        own = sorted((x for x in lines if x.method == method), key=lambda x: num_shots(x.per_label))
         colour, marker = looks[method]
-        shots = [line.per_label for line in own]
-        ax.plot(shots, [100 * x.average.mean for x in own], color=colour, marker=marker, label=own[0].title)
-    ax.set_xscale("log", base=2)
+        places = [shots.index(line.per_label) for line in own]
+        ax.plot(places, [100 * x.average.mean for x in own], color=colour, marker=marker, label=own[0].title)
+    ax.set_xticks(range(len(shots)), [str(number or "all") for number in shots])
     ax.set_xlabel("examples of each label")
     ax.set_ylabel("average after the last task (%)")
     ax.grid(color="0.92")
@@ -169,7 +170,7 @@ def _one_order(results: Sequence[Result]) -> list[Result]:
         methods.setdefault(result["cell"]["order"], set()).add(result["cell"]["method"])
     order = max(sorted(methods), key=lambda name: len(methods[name]), default=None)
     chosen: dict[str, Result] = {}
-    for result in sorted(results, key=lambda r: (r["cell"]["seed"], -(r["cell"]["per_label"] or 0))):
+    for result in sorted(results, key=lambda r: (r["cell"]["seed"], -num_shots(r["cell"]["per_label"]))):
         if result["cell"]["order"] == order:
             chosen.setdefault(result["cell"]["method"], result)
     return list(chosen.values())

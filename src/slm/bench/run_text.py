@@ -40,7 +40,7 @@ def leaderboard_table(lines: Sequence[Line]) -> Table:
     ]
     rows = []
     for line in lines:
-        shots = [str(line.per_label or "")] if has_shots else []
+        shots = [str(line.per_label or "all")] if has_shots else []
         transfer = [points(line.forward_transfer)] if has_transfer else []
         rows.append(
             (

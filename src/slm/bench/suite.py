@@ -70,7 +70,8 @@ class Preset:
         about: what it is for, and how long it takes.
         backbone: alias, folder or hub id.
         train: most examples of a task.
-        per_label: for a curve, as many examples of each label; empty takes ``train`` in all.
+        per_label: for a curve, as many examples of each label, None for all of them (``all`` in the file);
+            empty takes ``train`` in all.
         test: most test rows of a task.
         outside_test: test rows of each task that is never learned.
         max_new_tokens: longest written answer.
@@ -90,7 +91,7 @@ class Preset:
     seeds: tuple[int, ...]
     config: Config
     settings: Mapping[str, Any] = field(default_factory=dict)
-    per_label: tuple[int, ...] = ()
+    per_label: tuple[int | None, ...] = ()
     outside_test: int = 0
     max_new_tokens: int = 32
     methods: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -228,6 +229,8 @@ def _preset(
     for key in ("orders", "seeds", "per_label"):
         if key in values:
             values[key] = tuple(values[key])
+    if "per_label" in values:
+        values["per_label"] = tuple(None if number == "all" else number for number in values["per_label"])
     for order in values["orders"]:
         if order not in orders:
             raise ConfigError(f"preset {name!r} has no {_nearest('order', order, list(orders))}")

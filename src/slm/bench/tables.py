@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Line:
     Attributes:
         method: its name.
         title: in words.
-        per_label: examples of each label; None where the preset says how many in all.
+        per_label: examples of each label; None for as many in all as the preset says.
         needs_task_id: it is told the task of every question, so it is a bound.
         is_joint: it sees all tasks at once, so it is a bound.
         replayed_share: part of old rows that it keeps.
@@ -107,7 +108,12 @@ def leaderboard(results: Sequence[Result]) -> list[Line]:
         for (_, per_label), own in groups.items()
         if any(not is_alone(result) for result in own)
     ]
-    return sorted(lines, key=lambda line: (line.per_label or 0, line.is_bound, -line.average.mean))
+    return sorted(lines, key=lambda line: (num_shots(line.per_label), line.is_bound, -line.average.mean))
+
+
+def num_shots(per_label: int | None) -> float:
+    """Examples of each label as a number to sort by; all of them come last."""
+    return math.inf if per_label is None else per_label
 
 
 def is_alone(result: Result) -> bool:
