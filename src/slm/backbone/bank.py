@@ -219,7 +219,7 @@ class Bank:
 
 
 def _is_float16(increment: LowRank) -> bool:
-    """Whether float16 holds all of its values."""
+    """Whether all of its pairs are float16."""
     return all(half.dtype == torch.float16 for pair in increment.pairs.values() for half in (pair.A, pair.B))
 
 

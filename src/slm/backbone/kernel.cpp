@@ -1,9 +1,9 @@
-// y_b += sum over k, r of  w_bk * (A_kr . x_b) * B_kr  for every row b, the pairs read where they lie in the call.
+// y_b += sum over k, r of  w_bk * (A_kr . x_b) * B_kr  for every row b, the pairs read where they lie in the bank.
 //
 // x (B * T, I) and y (B * T, O) in float32 or bfloat16; down (S, stride, I) and up (S, stride, O) in the same, or in
 // float16 beside float32, stride >= R; slots (B, K), weights (B, K) float32; order (B), the rows so that those with
-// the same slots follow each other: up to four of their tokens share what is read. Sums are kept in float32, in the same order in whatever company, and y
-// is rounded once; a row without weights is not touched.
+// the same slots follow each other: up to four of their tokens share what is read. Sums are kept in float32, in the
+// same order in whatever company, and y is rounded once; a row without weights is not touched.
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -63,8 +63,8 @@ inline Vector load(const float *values) {
 
 inline void store(const Vector &wide, float *values) { std::memcpy(values, &wide, sizeof wide); }
 
-// PAIR features as two vectors: of float32 and float16 the first half and the second, of bfloat16 those at even places and
-// those at odd ones, which are the low and the high halves of the same words.
+// PAIR features as two vectors: of float32 and float16 the first half and the second, of bfloat16 those at even places
+// and those at odd ones, which are the low and the high halves of the same words.
 struct Pair {
     Vector one, two;
 };
