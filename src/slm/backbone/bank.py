@@ -178,21 +178,28 @@ class Bank:
         """
         wanted = {id(increment): increment for increment in increments}
         rank = max(increment.rank for increment in increments)
-        is_float16 = all(_is_float16(increment) for increment in wanted.values())
-        if len(wanted) > self.num_slots or rank > self.rank or (self._is_float16 and not is_float16):
+        alive = self._alive()
+        # Those that are there were looked at when they came.
+        new = [increment for key, increment in wanted.items() if key not in alive]
+        is_widened = self._is_float16 and not all(map(_is_float16, new))
+        if len(wanted) > self.num_slots or rank > self.rank or is_widened:
             # Powers of two, so that few shapes are ever seen.
             num_slots = max(self.num_slots, 1 << (len(wanted) - 1).bit_length())
             rank = max(rank, self.rank)
             self.clear()
-            self._kept, self.rank, self._is_float16 = [None] * num_slots, rank, is_float16
-        alive = {id(found): slot for slot, kept in enumerate(self._kept) if kept and (found := kept())}
+            self._kept, self.rank, alive = [None] * num_slots, rank, {}
+            self._is_float16 = all(map(_is_float16, wanted.values()))
         slots = {key: alive[key] for key in wanted if key in alive}
         free = self._free(set(slots.values()))
-        new = {key: next(free) for key in wanted if key not in slots}
-        if new:
-            self._write([wanted[key] for key in new], list(new.values()))
-        slots |= new
+        added = {key: next(free) for key in wanted if key not in slots}
+        if added:
+            self._write([wanted[key] for key in added], list(added.values()))
+        slots |= added
         return [slots[id(increment)] for increment in increments]
+
+    def _alive(self) -> dict[int, int]:
+        """The slot of each increment that is there, by its id."""
+        return {id(found): slot for slot, kept in enumerate(self._kept) if kept and (found := kept())}
 
     def _free(self, used: set[int]) -> Iterator[int]:
         """Slots that may be written, those whose increment is gone first."""
