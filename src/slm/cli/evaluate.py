@@ -40,11 +40,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a store answers, after each task it learned and now."""
-    from slm.model import ScalableLM
     from slm.tasks import Stream
 
     chosen = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
     stream = Stream.load(data, chosen)
+    from slm.model import ScalableLM  # slow to import: what is wrong with the data is said before
+
     model = ScalableLM.open(store)
     evaluation = model.evaluate(
         stream, limit=limit, is_truncating=is_truncating, has_progress=is_on_terminal()

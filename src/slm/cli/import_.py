@@ -47,10 +47,11 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take a LoRA adapter trained elsewhere as a task, without training: keys come from its examples."""
-    from slm.model import ScalableLM
     from slm.tasks import load_task
 
     task = load_task(name or folder.resolve().name, examples, kind=kind)
+    from slm.model import ScalableLM  # slow to import: what is wrong with the file is said before
+
     given = [label.strip() for label in labels.split(",")] if labels else []
     report = (
         ScalableLM.open(store)

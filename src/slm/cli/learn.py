@@ -58,12 +58,14 @@ def learn(
     as_json: AsJson = False,
 ) -> None:
     """Teach one task: read its examples, fine-tune, and store it whole or not at all."""
-    from slm.bench.keys import check_key_plot, plot_key_losses
-    from slm.learning import show_examples
-    from slm.model import ScalableLM
     from slm.tasks import load_task
 
     task = load_task(name, source, kind=kind, test=test, limit=limit, seed=seed or 0)
+    # Slow to import: what is wrong with the file is said before.
+    from slm.bench.keys import check_key_plot, plot_key_losses
+    from slm.learning import show_examples
+    from slm.model import ScalableLM
+
     model = ScalableLM.open(store)
     if is_showing:
         examples = show_examples(model, task)
