@@ -2,10 +2,10 @@
 
     python benchmarks/learning_rates.py --data ../shared/data
 
-MiniLM learns classifications from few and from more examples, SmolLM2 classifications and generations, with the
-library's other defaults: ten epochs at most, ended early on the task's own validation split. A task is asked
-alone, so routing plays no part, and no test row is read. Writes ``<out>/learning_rates.json`` and
-``<out>/learning_rates.md``; what stands there is kept, so that a run goes on where it stopped.
+MiniLM learns classifications from few and from more examples, SmolLM2 classifications and a generation, with
+the library's other defaults. A task is asked alone, so routing plays no part, and no test row is read. Writes
+``<out>/learning_rates.json`` and ``<out>/learning_rates.md``; what stands there is kept, so that a run goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ def table(results: Mapping[str, Any], rates: Sequence[float]) -> list[str]:
     lines = [
         "<!-- written by benchmarks/learning_rates.py -->",
         "",
-        "Score on held-out training rows of tasks that are learned alone and asked alone, in points (accuracy; "
-        "of SQL ROUGE-L). Batch 16, "
+        "Score on held-out training rows of tasks that are learned alone and asked alone, in points "
+        "(accuracy; of SQL ROUGE-L). Batch 16, "
         + "; ".join(
-            f"{part.backbone} from {part.num_examples} examples at most {part.num_epochs} epochs, {part.held} "
-            f"rows held out, {part.max_tokens} tokens"
+            f"{part.backbone} from {part.num_examples} examples at most {part.num_epochs} epochs, "
+            f"{part.held} rows held out, {part.max_tokens} tokens"
             for part in PARTS
         )
         + ".",
