@@ -4,7 +4,7 @@
 
 MiniLM learns classifications from few and from more examples, SmolLM2 classifications and a generation, with
 the library's other defaults. A task is asked alone, so routing plays no part, and no test row is read. Writes
-``<out>/learning_rates.json`` and ``<out>/learning_rates.md``; what stands there is kept, so that a run goes on
+``<out>/learning_rates.json`` and ``<out>/learning_rates.md``; what stands there is kept, and a run goes on
 where it stopped.
 """
 
