@@ -2,7 +2,7 @@
 //
 // x (B * T, I) and y (B * T, O) in float32 or bfloat16; down (S, stride, I) and up (S, stride, O) in the same, or in
 // float16 beside float32, stride >= R; slots (B, K), weights (B, K) float32; order (B), the rows so that those with
-// the same slots follow each other: up to four of their tokens share what is read. Sums are kept in float32, in the
+// the same slots follow each other: MANY of their tokens share what is read. Sums are kept in float32, in the
 // same order in whatever company, and y is rounded once; a row without weights is not touched.
 #include <cstdint>
 #include <cstring>
@@ -17,8 +17,12 @@ constexpr int64_t MAX_RANK = 512;  // K * R
 constexpr int64_t BLOCK = 1024;    // features that are kept in float32 at a time
 #ifdef __AVX512F__
 constexpr int LANES = 16;          // features of one vector
+constexpr int MANY = 4;            // tokens with the same slots that are bent together
+constexpr int RANKS_OF_TWO = 8;    // ranks at a time, of two tokens
 #else
-constexpr int LANES = 8;
+constexpr int LANES = 8;           // and half as many registers, which four ranks of two tokens fill
+constexpr int MANY = 2;
+constexpr int RANKS_OF_TWO = 4;
 #endif
 constexpr int PAIR = 2 * LANES;    // features that are loaded at a time
 
@@ -213,17 +217,21 @@ inline void up_ranks(Tokens<V> &tokens, Half<P> B, const P *next, int64_t at, in
         for (int q = 0; q < Q; q++) half[v][q] = tokens.half[v][at + q];
     int64_t o = 0;
     for (; o + PAIR <= n; o += PAIR) {
-        Pair y[V];
-        for (int v = 0; v < V; v++) y[v] = load_pair(tokens.wide[v] + o);
+        Vector one[V], two[V];  // not Pair[V], which compilers keep in memory
+        for (int v = 0; v < V; v++) {
+            const Pair y = load_pair(tokens.wide[v] + o);
+            one[v] = y.one;
+            two[v] = y.two;
+        }
         for (int q = 0; q < Q; q++) {
             prefetch(next + q * B.width + o);
             const Pair b = load_pair(B.data + q * B.width + o);
             for (int v = 0; v < V; v++) {
-                y[v].one += half[v][q] * b.one;
-                y[v].two += half[v][q] * b.two;
+                one[v] += half[v][q] * b.one;
+                two[v] += half[v][q] * b.two;
             }
         }
-        for (int v = 0; v < V; v++) store_pair(y[v], tokens.wide[v] + o);
+        for (int v = 0; v < V; v++) store_pair({one[v], two[v]}, tokens.wide[v] + o);
     }
     for (; o < n; o++)
         for (int v = 0; v < V; v++)
@@ -313,7 +321,7 @@ template <typename T, typename P> void bend(const T *x, T *y, const Call<P> &cal
     tokens.reserve(call.num_rows * call.num_tokens);
     const auto close = [&](int64_t first, const int64_t *slots) {
         for (int64_t at = first, left; (left = tokens.size() - at) > 0; at += groups.back().num)
-            groups.push_back({at, left >= 4 ? 4 : left >= 2 ? 2 : 1, slots});
+            groups.push_back({at, left >= MANY ? MANY : left >= 2 ? 2 : 1, slots});
     };
     int64_t first = 0;
     const int64_t *slots = nullptr;  // of the rows from `first` on
@@ -340,10 +348,10 @@ template <typename T, typename P> void bend(const T *x, T *y, const Call<P> &cal
         const Token<T> *own = tokens.data() + group.first;
         const int64_t *later = groups[g + 1 < num_groups ? g + 1 : g].slots;
         const P *then = call.down + later[0] * call.stride * call.num_in;
-        if (group.num == 4)
-            bend_tokens<4, 4>(own, group.slots, call, then);
+        if (group.num > 2)
+            bend_tokens<MANY, 4>(own, group.slots, call, then);
         else if (group.num == 2)
-            bend_tokens<2, 8>(own, group.slots, call, then);
+            bend_tokens<2, RANKS_OF_TWO>(own, group.slots, call, then);
         else
             bend_tokens<1, 8>(own, group.slots, call, then);
     }
