@@ -78,8 +78,12 @@ class ScalableLM:
         """
         config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        # The store names what it reads, whatever later versions read by default.
-        config = replace(config, retrieval=settle_reading(config.retrieval, loaded.num_layers))
+        # The store names what it reads and how it learns, whatever later versions do by default.
+        config = replace(
+            config,
+            retrieval=settle_reading(config.retrieval, loaded.num_layers),
+            learning=config.learning.settled(loaded.num_channels),
+        )
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
