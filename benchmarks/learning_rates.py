@@ -2,8 +2,8 @@
 
     python benchmarks/learning_rates.py --data ../shared/data
 
-MiniLM learns classifications from few and from more examples, SmolLM2 classifications and a generation, with
-the library's other defaults. A task is asked alone, so routing plays no part, and no test row is read. Writes
+MiniLM learns classifications from few and from more examples, SmolLM2 classifications, with the library's
+other defaults. A task is asked alone, so routing plays no part, and no test row is read. Writes
 ``<out>/learning_rates.json`` and ``<out>/learning_rates.md``; what stands there is kept, and a run goes on
 where it stopped.
 """
@@ -46,7 +46,7 @@ PARTS = (
     Part("minilm", 48, 5, ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment"), 300),
     Part("minilm", 200, 5, ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment"), 300),
     Part("minilm", 800, 3, ("yahoo", "yelp"), 300),
-    Part("smollm2", 48, 3, ("agnews", "fin_sentiment", "text2sql"), 60, 128, 48),
+    Part("smollm2", 48, 3, ("agnews", "fin_sentiment"), 60, 128, 48),
 )
 
 
@@ -133,7 +133,7 @@ def table(results: Mapping[str, Any], rates: Sequence[float]) -> list[str]:
         "<!-- written by benchmarks/learning_rates.py -->",
         "",
         "Score on held-out training rows of tasks that are learned alone and asked alone, in points "
-        "(accuracy; of SQL ROUGE-L). Batch 16, "
+        "(accuracy). Batch 16, "
         + "; ".join(
             f"{part.backbone} from {part.num_examples} examples at most {part.num_epochs} epochs, "
             f"{part.held} rows held out, {part.max_tokens} tokens"

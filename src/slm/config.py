@@ -411,8 +411,8 @@ class LearningConfig(_Config):
     def settled(self, num_channels: int) -> LearningConfig:
         """The same settings with the learning rate decided, so that a store says how its tasks are learned.
 
-        2e-3 did best at 384 and 576 channels (``docs/results/learning_rates.md``). Wider backbones get less, for
-        a step of AdamW moves every weight alike and each output sums over C of them; that part is not measured.
+        2e-3 did best at 384 and 576 channels (``docs/results/learning_rates.md``). Wider backbones get less,
+        for a step of AdamW moves every weight alike and an output sums over C of them; this is not measured.
 
         Args:
             num_channels: C, the width of the backbone's hidden states.
