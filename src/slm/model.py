@@ -39,6 +39,21 @@ if TYPE_CHECKING:
     from slm.tasks import Stream, Task
 
 
+def settle(config: Config, backbone: Backbone) -> Config:
+    """The same settings with all decided that depends on the backbone: what is read and how fast is learned.
+
+    A store keeps these, so that it stays what it is, whatever later versions do by default.
+
+    Raises:
+        ConfigError: a configured layer does not exist.
+    """
+    return replace(
+        config,
+        retrieval=settle_reading(config.retrieval, backbone.num_layers),
+        learning=config.learning.settled(backbone.num_channels),
+    )
+
+
 class ScalableLM:
     """A frozen backbone and everything it has been taught.
 
@@ -78,12 +93,7 @@ class ScalableLM:
         """
         config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        # The store names what it reads and how it learns, whatever later versions do by default.
-        config = replace(
-            config,
-            retrieval=settle_reading(config.retrieval, loaded.num_layers),
-            learning=config.learning.settled(loaded.num_channels),
-        )
+        config = settle(config, loaded)
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
