@@ -1,4 +1,4 @@
-"""The learning rate of increments: each task learned alone at several, scored on held-out training rows.
+"""Learning rate and batch size of increments: each task learned alone, scored on held-out training rows.
 
     python benchmarks/learning_rates.py --data ../shared/data
 
@@ -36,18 +36,30 @@ class Part:
     backbone: str
     num_examples: int
     num_epochs: int
-    tasks: tuple[str, ...]
+    batch_size: int
     held: int
-    max_tokens: int = 96
-    max_new_tokens: int = 1
+    tasks: tuple[str, ...]
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """What sets it apart, as keys of the results."""
+        return (
+            self.backbone,
+            f"{self.num_examples} examples",
+            f"{self.num_epochs} epochs of {self.batch_size}",
+        )
 
 
+TOPICS = ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment")
 PARTS = (
-    Part("minilm", 48, 5, ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment"), 300),
-    Part("minilm", 200, 5, ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment"), 300),
-    Part("minilm", 800, 3, ("yahoo", "yelp"), 300),
-    Part("smollm2", 48, 3, ("agnews", "fin_sentiment"), 60, 128, 48),
+    Part("minilm", 48, 5, 16, 300, TOPICS),
+    Part("minilm", 48, 5, 4, 300, TOPICS),
+    Part("minilm", 200, 5, 16, 300, TOPICS),
+    Part("minilm", 200, 5, 4, 300, TOPICS),
+    Part("smollm2", 48, 3, 16, 60, ("agnews", "fin_sentiment")),
+    Part("smollm2", 48, 3, 4, 60, ("agnews", "fin_sentiment")),
 )
+MAX_TOKENS = {"minilm": 96, "smollm2": 128}
 
 
 def arguments() -> argparse.Namespace:
@@ -55,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--backbones", default="minilm,smollm2")
+    parser.add_argument("--backbones", default=",".join(MAX_TOKENS))
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -68,12 +80,12 @@ def held_out(task: Task, num_rows: int, seed: int) -> Task:
     return dataclasses.replace(task, examples=train, test=held)
 
 
-def measure(model: ScalableLM, task: Task, max_new_tokens: int, **settings: Any) -> dict[str, float]:
+def measure(model: ScalableLM, task: Task, **settings: Any) -> dict[str, float]:
     """Learn the task, ask it alone, forget it: score, epochs, seconds of learning."""
     report = model.learn(task, **settings)
     alone = model.restricted([task.name], is_abstaining=False)
     prompts = [example.prompt for example in task.test]
-    answers = alone.ask(prompts, max_new_tokens=max_new_tokens, is_truncating=True)
+    answers = alone.ask(prompts, max_new_tokens=8, is_truncating=True)
     score = scorer_for(task)([a.text for a in answers], [e.target or "" for e in task.test])
     model.forget(task.name)
     return {
@@ -85,15 +97,19 @@ def measure(model: ScalableLM, task: Task, max_new_tokens: int, **settings: Any)
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What has been measured so far: backbone -> size -> task -> rate -> what came out."""
+    """What has been measured so far: backbone -> examples -> steps -> task -> rate -> what came out."""
     return json.loads(file.read_text()) if file.exists() else {"parts": {}}
 
 
 def fill(part: Part, rates: Sequence[float], args: argparse.Namespace, file: Path) -> None:
     """Measure what the file lacks of one part, and add it rate by rate."""
-    settings = BackboneConfig(max_tokens=part.max_tokens)
+    settings = BackboneConfig(max_tokens=MAX_TOKENS[part.backbone])
     learning = LearningConfig(
-        num_epochs=part.num_epochs, is_truncating=True, has_progress=False, seed=args.seed
+        num_epochs=part.num_epochs,
+        batch_size=part.batch_size,
+        is_truncating=True,
+        has_progress=False,
+        seed=args.seed,
     )
     stream = Stream.load(args.data, part.tasks, limit=part.num_examples + part.held, seed=args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,10 +118,10 @@ def fill(part: Part, rates: Sequence[float], args: argparse.Namespace, file: Pat
         )
         for task in (held_out(task, part.held, args.seed) for task in stream):
             for rate in rates:
-                place = (part.backbone, str(part.num_examples), task.name, f"{rate:g}")
+                place = (*part.name, task.name, f"{rate:g}")
                 if find(read(file)["parts"], place):
                     continue
-                found = measure(model, task, part.max_new_tokens, learning_rate=rate)
+                found = measure(model, task, learning_rate=rate)
                 print(*place, f"{100 * found['score']:.1f}, {found['time_s']:.0f} s", flush=True)
                 results = read(file)  # another process may have added to it meanwhile
                 add(results["parts"], place, found)
@@ -132,25 +148,22 @@ def table(results: Mapping[str, Any], rates: Sequence[float]) -> list[str]:
     lines = [
         "<!-- written by benchmarks/learning_rates.py -->",
         "",
-        "Score on held-out training rows of tasks that are learned alone and asked alone, in points "
-        "(accuracy). Batch 16, "
-        + "; ".join(
-            f"{part.backbone} from {part.num_examples} examples at most {part.num_epochs} epochs, "
-            f"{part.held} rows held out, {part.max_tokens} tokens"
-            for part in PARTS
-        )
+        "Accuracy on held-out training rows of tasks that are learned alone and asked alone, in points; "
+        + ", ".join(f"{name} with at most {most} tokens" for name, most in MAX_TOKENS.items())
+        + ". Rows held out of each task: "
+        + ", ".join(f"{part.backbone} {part.held}" for part in PARTS if part.batch_size == 16)
         + ".",
         "",
-        f"| backbone | examples | task | {' | '.join(heads)} |",
-        f"|---|---:|---|{'---:|' * len(heads)}",
+        f"| backbone | examples | at most | task | {' | '.join(heads)} |",
+        f"|---|---:|---|---|{'---:|' * len(heads)}",
     ]
     for part in PARTS:
-        of_task = find(results["parts"], (part.backbone, str(part.num_examples)))
+        of_task = find(results["parts"], part.name)
         rows = {name: [find(of_task, (name, head)).get("score") for head in heads] for name in part.tasks}
         means = [mean(column) for column in zip(*rows.values(), strict=True)]
         for name, scores in {"**mean**": means, **rows}.items():
             shown = ("–" if score is None else f"{100 * score:.1f}" for score in scores)
-            lines.append(f"| {part.backbone} | {part.num_examples} | {name} | {' | '.join(shown)} |")
+            lines.append(f"| {' | '.join([*part.name, name, *shown])} |")
     return lines
 
 
