@@ -86,10 +86,3 @@ def test_the_cosine_form_survives_the_way_to_json_and_back():
     mapping = {"retrieval": {"form": "cosine", "cosine": {"num_groups": 1, "key_mask": 0}}}
     config = Config.from_mapping(mapping)
     assert Config.from_mapping(config.as_dict()) == config
-
-
-@pytest.mark.parametrize(("num_channels", "rate"), [(64, 2e-3), (576, 2e-3), (1152, 1e-3), (4608, 2.5e-4)])
-def test_the_learning_rate_falls_with_the_width_of_the_backbone_unless_one_is_given(num_channels, rate):
-    assert LearningConfig().settled(num_channels).learning_rate == pytest.approx(rate)
-    given = LearningConfig(learning_rate=3e-4)
-    assert given.settled(num_channels) is given

@@ -361,9 +361,8 @@ class DecodingConfig(_Config):
 class LearningConfig(_Config):
     """How a task is fine-tuned."""
 
-    learning_rate: float | None = None
-    """Peak of the schedule for the increment; none of it reaches the frozen backbone. None is
-    2e-3 · min(1, 576/C) for a backbone of C channels, as a store keeps it (:meth:`settled`)."""
+    learning_rate: float = 5e-4
+    """Peak of the schedule for the increment; none of it reaches the frozen backbone."""
     head_learning_rate: float = 1e-2
     """Peak for the classification head, which starts from zero."""
     num_epochs: int = 10
@@ -407,19 +406,6 @@ class LearningConfig(_Config):
         "dropout": (0.0, 0.9),
         "validation_share": (0.0, 0.5),
     }
-
-    def settled(self, num_channels: int) -> LearningConfig:
-        """The same settings with the learning rate decided, so that a store says how its tasks are learned.
-
-        2e-3 did best at 384 and 576 channels (``docs/results/learning_rates.md``). Wider backbones get less,
-        for a step of AdamW moves every weight alike and an output sums over C of them; this is not measured.
-
-        Args:
-            num_channels: C, the width of the backbone's hidden states.
-        """
-        if self.learning_rate is not None:
-            return self
-        return dataclasses.replace(self, learning_rate=2e-3 * min(1.0, 576 / num_channels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,21 +39,6 @@ if TYPE_CHECKING:
     from slm.tasks import Stream, Task
 
 
-def settle(config: Config, backbone: Backbone) -> Config:
-    """The same settings with all decided that depends on the backbone: what is read and how fast is learned.
-
-    A store keeps these, so that it stays what it is, whatever later versions do by default.
-
-    Raises:
-        ConfigError: a configured layer does not exist.
-    """
-    return replace(
-        config,
-        retrieval=settle_reading(config.retrieval, backbone.num_layers),
-        learning=config.learning.settled(backbone.num_channels),
-    )
-
-
 class ScalableLM:
     """A frozen backbone and everything it has been taught.
 
@@ -93,7 +78,8 @@ class ScalableLM:
         """
         config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        config = settle(config, loaded)
+        # The store names what it reads, whatever later versions read by default.
+        config = replace(config, retrieval=settle_reading(config.retrieval, loaded.num_layers))
         # Refuse misfits before anything is written.
         loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
         if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":

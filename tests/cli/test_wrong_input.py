@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_a_number_stores_nothing(slm, tiny, films, tmp_path):
     assert slm("init", store, "--backbone", folder, "--set", "retrieval.layers=[1]").code == 0
     assert_refused(
         slm("learn", store, "films", films),
-        "the loss became nan while learning, so nothing was stored: lower learning_rate (0.002) or look for "
+        "the loss became nan while learning, so nothing was stored: lower learning_rate (0.0005) or look for "
         "odd texts",
     )
     assert slm("tasks", store, "--json").out == "[]\n"

@@ -33,9 +33,7 @@ class Trainable(nn.Module, abc.ABC):
     def __init__(self, backbone: Backbone, config: LearningConfig) -> None:
         super().__init__()
         self._backbone = (backbone,)  # in a tuple, so that torch does not count it among the parameters
-        self.settings = config.settled(
-            backbone.num_channels
-        )  # not `config`: Trainer would take it for a transformers model's
+        self.settings = config  # not `config`: Trainer would take it for a transformers model's
 
     @property
     def backbone(self) -> Backbone:

@@ -103,7 +103,6 @@ def learn_task(
     """
     begun = time.perf_counter()
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
-    config = config.settled(model.backbone.num_channels)
     check_learnable(model, task)
     rows = training_rows(model, task, task.examples, config)
     prepared = prepare(model, task, config)

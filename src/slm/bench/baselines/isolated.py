@@ -33,7 +33,8 @@ from slm.bench.baselines.rows import BATCH_SIZE, settings_of
 from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import Config, RetrievalConfig
-from slm.model import ScalableLM, settle
+from slm.model import ScalableLM
+from slm.retrieval.features import settle_reading
 from slm.store import TaskKnowledge, TaskRecord
 from slm.tasks import Task
 
@@ -64,8 +65,9 @@ def learn_alone(setup: Setup, config: Config, task: Task) -> Learned:
     Raises:
         SlmError: it cannot be learned; nothing is kept then.
     """
-    # As a store does it, so that equal settings are equal whether they are named or left to the backbone.
-    config = settle(config, setup.backbone)
+    # As a store does it, so that equal settings are equal whether they name their reading or not.
+    retrieval = settle_reading(config.retrieval, setup.backbone.num_layers)
+    config = dataclasses.replace(config, retrieval=retrieval)
     setup.learned.mkdir(parents=True, exist_ok=True)
     home = setup.learned / _digest(setup, config, task)
     is_new = False
@@ -98,6 +100,7 @@ def _learn_into(folder: Path, setup: Setup, config: Config, task: Task) -> None:
 def _digest(setup: Setup, config: Config, task: Task) -> str:
     """Of all that what is learned depends on."""
     settings = config.as_dict()
+    settings["retrieval"] = settle_reading(config.retrieval, setup.backbone.num_layers).as_dict()
     del settings["pool"]  # where knowledge lies, not what it is
     for name in ("seed", "has_progress", "checkpoint_folder"):
         del settings["learning"][name]

@@ -118,7 +118,7 @@ class PromptPool(Rival):
             fit(self.pool, backbone, train, validation, self.config, f"{self.name} learning {task.name}")
             if isinstance(head, GrowingHead):
                 head.open_labels = None
-            expect_finite(self.pool, task.name, self.config)
+            expect_finite(self.pool, task.name, self.config.learning_rate)
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """The best of all labels seen so far, or a freely written text."""

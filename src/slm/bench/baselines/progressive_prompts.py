@@ -107,7 +107,7 @@ class ProgressivePrompts(Rival):
             module = Progressive(backbone, self.config, length, earlier, len(task.labels))
             train, validation = training_rows(backbone, task, task.labels, self.config)
             fit(module, backbone, train, validation, self.config, f"{self.name} learning {task.name}")
-        expect_finite(module, task.name, self.config)
+        expect_finite(module, task.name, self.config.learning_rate)
         self.learned[task.name] = _Learned(module.eval().requires_grad_(False), task.labels)
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:

@@ -49,9 +49,7 @@ def settings_of(setup: Setup, defaults: Mapping[str, float]) -> dict[str, float]
 def learning_of(setup: Setup, learning_rate: float = 0.0) -> LearningConfig:
     """How a rival is trained: as slm is, with the cell's seed; a learning rate of 0 is slm's."""
     config = dataclasses.replace(setup.config.learning, seed=setup.seed)
-    if learning_rate:
-        return dataclasses.replace(config, learning_rate=learning_rate)
-    return config.settled(setup.backbone.num_channels)
+    return dataclasses.replace(config, learning_rate=learning_rate) if learning_rate else config
 
 
 def training_rows(
@@ -166,7 +164,7 @@ def size_of(tensors: Sequence[Tensor] | Mapping[str, Tensor]) -> int:
     return sum(4 * tensor.numel() for tensor in values)
 
 
-def expect_finite(module: nn.Module, name: str, config: LearningConfig) -> None:
+def expect_finite(module: nn.Module, name: str, learning_rate: float) -> None:
     """Refuse a method whose training went astray in its very last step.
 
     Raises:
@@ -174,8 +172,7 @@ def expect_finite(module: nn.Module, name: str, config: LearningConfig) -> None:
     """
     if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
         raise LearningError(
-            f"learning {name!r} left parameters that are not finite: lower learning_rate "
-            f"({config.learning_rate:g})"
+            f"learning {name!r} left parameters that are not finite: lower learning_rate ({learning_rate:g})"
         )
 
 

@@ -112,7 +112,7 @@ class SequentialFineTuning(Rival):
         fit(self.whole, backbone, train, validation, self.config, f"{self.name} learning {task.name}")
         if head is not None:
             head.open_labels = None
-        expect_finite(self.whole, task.name, self.config)
+        expect_finite(self.whole, task.name, self.config.learning_rate)
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """The best of all labels seen so far, or a freely written text."""

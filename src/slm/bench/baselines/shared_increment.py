@@ -143,7 +143,7 @@ class SharedRival(Rival):
             title = f"{self.name} learning {tasks[0].name}"
             fit(knowledge, backbone, self.mix(train), validation, self.config, title)
             knowledge.limit(None)
-            expect_finite(knowledge, tasks[0].name, self.config)
+            expect_finite(knowledge, tasks[0].name, self.config.learning_rate)
             for task in tasks:
                 self.after(task, train)
 
