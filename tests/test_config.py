@@ -86,3 +86,11 @@ def test_the_cosine_form_survives_the_way_to_json_and_back():
     mapping = {"retrieval": {"form": "cosine", "cosine": {"num_groups": 1, "key_mask": 0}}}
     config = Config.from_mapping(mapping)
     assert Config.from_mapping(config.as_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size"), [(1, 4), (48, 4), (250, 5), (800, 16), (100_000, 16)]
+)
+def test_few_examples_are_learned_in_small_batches_unless_a_size_is_given(num_examples, batch_size):
+    assert LearningConfig().rows_per_step(num_examples) == batch_size
+    assert LearningConfig(batch_size=32).rows_per_step(num_examples) == 32

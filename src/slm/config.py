@@ -369,8 +369,9 @@ class LearningConfig(_Config):
     """Most passes over the task's training split; early stopping usually ends sooner."""
     patience: int = 2
     """Epochs without a better validation loss before training stops."""
-    batch_size: int = 16
-    """Rows per optimizer step on one process."""
+    batch_size: int | None = None
+    """Rows per optimizer step on one process. None is a fiftieth of the task's examples, at least 4 and at
+    most 16, so that few examples make many steps too; the record of a task says what it was."""
     weight_decay: float = 0.01
     """AdamW's weight decay on the increments."""
     warmup_share: float = 0.06
@@ -406,6 +407,10 @@ class LearningConfig(_Config):
         "dropout": (0.0, 0.9),
         "validation_share": (0.0, 0.5),
     }
+
+    def rows_per_step(self, num_examples: int) -> int:
+        """The batch size for a task of so many examples."""
+        return self.batch_size or min(max(num_examples // 50, 4), 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

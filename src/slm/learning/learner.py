@@ -103,6 +103,7 @@ def learn_task(
     """
     begun = time.perf_counter()
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
+    config = dataclasses.replace(config, batch_size=config.rows_per_step(len(task.examples)))
     check_learnable(model, task)
     rows = training_rows(model, task, task.examples, config)
     prepared = prepare(model, task, config)
@@ -119,7 +120,7 @@ def learn_task(
     started = start.as_metadata() if start else {}
     apart = _with_own_checkpoints(model, task, config, started)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}", on_step)
-    score = validation_score(learnable, model.backbone, validation, 4 * config.batch_size)
+    score = validation_score(learnable, model.backbone, validation, 4 * config.rows_per_step(len(rows)))
     # Nothing here may vary from run to run: the same seed gives the same bytes.
     metadata = {
         "learning": _knowledge_settings(config),

@@ -176,11 +176,12 @@ def fit(
 def _arguments(
     config: LearningConfig, folder: Path, num_rows: int, has_validation: bool, device: str
 ) -> TrainingArguments:
-    num_steps = math.ceil(num_rows / config.batch_size) * config.num_epochs
+    batch_size = config.rows_per_step(num_rows)
+    num_steps = math.ceil(num_rows / batch_size) * config.num_epochs
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=4 * config.batch_size,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=4 * batch_size,
         num_train_epochs=config.num_epochs,
         max_grad_norm=config.max_grad_norm,
         lr_scheduler_type="cosine",
