@@ -37,7 +37,6 @@ class Part:
     num_examples: int
     num_epochs: int
     batch_size: int
-    held: int
     tasks: tuple[str, ...]
 
     @property
@@ -46,20 +45,21 @@ class Part:
         return (
             self.backbone,
             f"{self.num_examples} examples",
-            f"{self.num_epochs} epochs of {self.batch_size}",
+            f"{self.num_epochs} epochs, batch {self.batch_size}",
         )
 
 
 TOPICS = ("agnews", "yahoo", "yelp", "sst2", "fin_sentiment")
 PARTS = (
-    Part("minilm", 48, 5, 16, 300, TOPICS),
-    Part("minilm", 48, 5, 4, 300, TOPICS),
-    Part("minilm", 200, 5, 16, 300, TOPICS),
-    Part("minilm", 200, 5, 4, 300, TOPICS),
-    Part("smollm2", 48, 3, 16, 60, ("agnews", "fin_sentiment")),
-    Part("smollm2", 48, 3, 4, 60, ("agnews", "fin_sentiment")),
+    Part("minilm", 48, 5, 16, TOPICS),
+    Part("minilm", 48, 5, 4, TOPICS),
+    Part("minilm", 200, 5, 16, TOPICS),
+    Part("minilm", 200, 5, 4, TOPICS),
+    Part("smollm2", 48, 3, 16, ("agnews", "fin_sentiment")),
+    Part("smollm2", 48, 3, 4, ("agnews", "fin_sentiment")),
 )
-MAX_TOKENS = {"minilm": 96, "smollm2": 128}
+SCALES = {"minilm": (96, 300), "smollm2": (128, 60)}
+"""Backbone -> most tokens of a row, rows held out of each task."""
 
 
 def arguments() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--backbones", default=",".join(MAX_TOKENS))
+    parser.add_argument("--backbones", default=",".join(SCALES))
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -103,7 +103,8 @@ def read(file: Path) -> dict[str, Any]:
 
 def fill(part: Part, rates: Sequence[float], args: argparse.Namespace, file: Path) -> None:
     """Measure what the file lacks of one part, and add it rate by rate."""
-    settings = BackboneConfig(max_tokens=MAX_TOKENS[part.backbone])
+    max_tokens, num_held = SCALES[part.backbone]
+    settings = BackboneConfig(max_tokens=max_tokens)
     learning = LearningConfig(
         num_epochs=part.num_epochs,
         batch_size=part.batch_size,
@@ -111,12 +112,12 @@ def fill(part: Part, rates: Sequence[float], args: argparse.Namespace, file: Pat
         has_progress=False,
         seed=args.seed,
     )
-    stream = Stream.load(args.data, part.tasks, limit=part.num_examples + part.held, seed=args.seed)
+    stream = Stream.load(args.data, part.tasks, limit=part.num_examples + num_held, seed=args.seed)
     with tempfile.TemporaryDirectory() as folder:
         model = ScalableLM.create(
             Path(folder) / "store", part.backbone, Config(backbone=settings, learning=learning)
         )
-        for task in (held_out(task, part.held, args.seed) for task in stream):
+        for task in (held_out(task, num_held, args.seed) for task in stream):
             for rate in rates:
                 place = (*part.name, task.name, f"{rate:g}")
                 if find(read(file)["parts"], place):
@@ -148,14 +149,14 @@ def table(results: Mapping[str, Any], rates: Sequence[float]) -> list[str]:
     lines = [
         "<!-- written by benchmarks/learning_rates.py -->",
         "",
-        "Accuracy on held-out training rows of tasks that are learned alone and asked alone, in points; "
-        + ", ".join(f"{name} with at most {most} tokens" for name, most in MAX_TOKENS.items())
-        + ". Rows held out of each task: "
-        + ", ".join(f"{part.backbone} {part.held}" for part in PARTS if part.batch_size == 16)
-        + ".",
+        "Accuracy on held-out training rows of tasks that are learned alone and asked alone, in points. "
+        + " ".join(
+            f"{name}: {most} tokens, {rows} rows held out of each task."
+            for name, (most, rows) in SCALES.items()
+        ),
         "",
-        f"| backbone | examples | at most | task | {' | '.join(heads)} |",
-        f"|---|---:|---|---|{'---:|' * len(heads)}",
+        f"| backbone | learned from | at most | task | {' | '.join(heads)} |",
+        f"|---|---|---|---|{'---:|' * len(heads)}",
     ]
     for part in PARTS:
         of_task = find(results["parts"], part.name)
