@@ -64,6 +64,7 @@ def settings(args: argparse.Namespace, seed: int) -> Config:
         backbone=BackboneConfig(max_tokens=args.max_tokens),
         learning=LearningConfig(
             num_epochs=args.epochs,
+            batch_size=16,
             validation_share=0.0,
             is_truncating=True,
             start="retrieved",

@@ -31,7 +31,7 @@ def settings(top_k: int, num_epochs: int) -> Config:
     return Config(
         backbone=BackboneConfig(max_tokens=128),
         retrieval=RetrievalConfig(top_k=top_k, is_abstaining=False),
-        learning=LearningConfig(num_epochs=num_epochs, is_truncating=True),
+        learning=LearningConfig(num_epochs=num_epochs, batch_size=16, is_truncating=True),
     )
 
 
