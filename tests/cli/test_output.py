@@ -1,7 +1,10 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm.cli import output
 from slm.cli.output import draw_bar
+from slm.errors import StoreError
 
 SHARES = st.floats(0, 1)
 
@@ -20,3 +23,20 @@ def test_a_bar_is_as_long_as_its_share():
     assert draw_bar(0.5, 1.0, 11) == "█████     │"
     assert draw_bar(1.0, 0.5, 11) == "█████│░░░░░"
     assert draw_bar(0.0, 0.0, 3) == "│  "
+
+
+def test_activity_is_shown_on_a_terminal_alone_and_is_gone_when_it_is_done(monkeypatch, capsys):
+    for is_watched in (True, False):
+        monkeypatch.setattr(output, "is_on_terminal", lambda is_watched=is_watched: is_watched)
+        with output.show_activity("opening [notes]"):
+            pass
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert ("opening [notes]" in shown.err) is is_watched
+    assert shown.err == ""
+
+
+def test_activity_passes_on_why_it_failed(monkeypatch):
+    monkeypatch.setattr(output, "is_on_terminal", lambda: True)
+    with pytest.raises(StoreError, match="is not a store"), output.show_activity("opening"):
+        raise StoreError("this is not a store")

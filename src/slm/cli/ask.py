@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import name_weights, print_json, print_line
 
@@ -41,9 +42,7 @@ def ask(
     if questions and file:
         raise typer.BadParameter("give questions or --file, not both")
     prompts = questions or _read(file)
-    from slm.model import ScalableLM
-
-    model = ScalableLM.open(store)
+    model = open_model(store)
     if task is not None:
         model = model.restricted([task], is_abstaining=False)
     answers = model.ask(prompts, max_new_tokens=max_new_tokens, is_truncating=is_truncating)

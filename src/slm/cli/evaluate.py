@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import is_on_terminal, print_json, print_line, print_table
 
@@ -44,9 +45,7 @@ def evaluate(
 
     chosen = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
     stream = Stream.load(data, chosen)
-    from slm.model import ScalableLM  # slow to import: what is wrong with the data is said before
-
-    model = ScalableLM.open(store)
+    model = open_model(store)
     evaluation = model.evaluate(
         stream, limit=limit, is_truncating=is_truncating, has_progress=is_on_terminal()
     )

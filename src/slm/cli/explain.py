@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import draw_bar, name_weights, print_json, print_line, print_table
 
@@ -32,9 +33,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show for one question how near every task is, which are refused, and what each is worth."""
-    from slm.model import ScalableLM
-
-    explanation = ScalableLM.open(store).explain(question, is_truncating=is_truncating)
+    explanation = open_model(store).explain(question, is_truncating=is_truncating)
     return print_json(explanation.as_dict()) if as_json else _print_decision(explanation)
 
 

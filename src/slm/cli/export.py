@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, StoreFolder
 from slm.cli.output import print_json, print_line
 from slm.errors import ConfigError
@@ -47,10 +48,8 @@ def export(
 ) -> None:
     """Write tasks as a PEFT adapter, or baked into a checkpoint that transformers loads."""
     chosen = parse_weights(tasks)
-    from slm.model import ScalableLM
-
     wants_merged = is_merged or format_ is Format.MERGED
-    files = ScalableLM.open(store).export(chosen, output, is_merged=wants_merged)
+    files = open_model(store).export(chosen, output, is_merged=wants_merged)
     if as_json:
         return print_json(
             {"folder": str(output), "format": "merged" if wants_merged else "peft", "files": files}

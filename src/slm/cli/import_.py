@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import print_json, print_line
 
@@ -50,14 +51,9 @@ def import_(
     from slm.tasks import load_task
 
     task = load_task(name or folder.resolve().name, examples, kind=kind)
-    from slm.model import ScalableLM  # slow to import: what is wrong with the file is said before
-
     given = [label.strip() for label in labels.split(",")] if labels else []
-    report = (
-        ScalableLM.open(store)
-        .import_adapter(folder, task, labels=given, is_truncating=is_truncating)
-        .as_dict()
-    )
+    model = open_model(store)
+    report = model.import_adapter(folder, task, labels=given, is_truncating=is_truncating).as_dict()
     if as_json:
         return print_json(report)
     print_line(f"imported {report['task']} ({report['kind']}, found by {report['num_examples']} examples)")

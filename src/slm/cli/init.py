@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slm.cli.options import AsJson, StoreFolder
-from slm.cli.output import print_json, print_line
+from slm.cli.output import print_json, print_line, show_activity
 from slm.cli.settings import read_config
 
 EXAMPLES = (
@@ -35,9 +35,10 @@ def init(
 ) -> None:
     """Make an empty store in a new or empty folder, for one backbone and its settings."""
     settings = read_config(config, assignments or ())
-    from slm.model import ScalableLM
+    with show_activity(f"making the store {store}"):
+        from slm.model import ScalableLM
 
-    model = ScalableLM.create(store, backbone, settings)
+        model = ScalableLM.create(store, backbone, settings)
     made = {
         "store": str(model.store.path),
         "backbone": model.backbone.source,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
-from slm.cli.output import is_on_terminal, print_failure, print_json, print_line, print_report
+from slm.cli.output import (
+    is_on_terminal,
+    print_failure,
+    print_json,
+    print_line,
+    print_report,
+    show_activity,
+)
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
@@ -61,12 +68,13 @@ def learn(
     from slm.tasks import load_task
 
     task = load_task(name, source, kind=kind, test=test, limit=limit, seed=seed or 0)
-    # Slow to import: what is wrong with the file is said before.
-    from slm.bench.keys import check_key_plot, plot_key_losses
-    from slm.learning import show_examples
-    from slm.model import ScalableLM
+    with show_activity(f"opening {store}"):
+        # Slow to import: what is wrong with the file is said before.
+        from slm.bench.keys import check_key_plot, plot_key_losses
+        from slm.learning import show_examples
+        from slm.model import ScalableLM
 
-    model = ScalableLM.open(store)
+        model = ScalableLM.open(store)
     if is_showing:
         examples = show_examples(model, task)
         if as_json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import print_json, print_line
 
@@ -46,12 +47,11 @@ def map_(
     from slm.bench.map.page import check_map_file, write_map
     from slm.bench.map.survey import map_store
     from slm.evaluation.matrix import prompt_of
-    from slm.model import ScalableLM
     from slm.tasks import Example, Stream, read_questions
 
     stream = None if data is None else Stream.load(data, test_limit=limit)
     questions = [] if file is None else [prompt_of(Example(question)) for question in read_questions(file)]
-    model = ScalableLM.open(store)
+    model = open_model(store)
     check_map_file(output)
     drawn = map_store(model, stream, questions, is_truncating=is_truncating)
     write_map(drawn, output, f"Map of {store.resolve().name}")

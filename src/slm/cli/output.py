@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -102,6 +103,19 @@ def name_weights(tasks: Iterable[tuple[str, float]]) -> str:
 def is_on_terminal() -> bool:
     """Whether somebody watches standard error, where progress bars go."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def show_activity(what: str) -> Iterator[None]:
+    """Show on a terminal's standard error that something goes on, until it is done; elsewhere nothing."""
+    if not is_on_terminal():
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True, force_terminal=True).status(escape(what)):
+        yield
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, StoreFolder
 from slm.cli.output import print_json, print_line
 from slm.errors import ConfigError
@@ -55,7 +56,6 @@ def serve(
         from slm.serving.running import run_app
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'scalable-lm[serve]'") from None
-    from slm.model import ScalableLM
     from slm.serving.settings import ServingSettings
 
     settings = ServingSettings(
@@ -74,7 +74,7 @@ def serve(
         certificate_key=certificate_key,
         is_logging_prompts=is_logging_prompts,
     )
-    app = create_app(ScalableLM.open(store), settings)
+    app = create_app(open_model(store), settings)
     address = f"{'https' if certificate else 'http'}://{host}:{port}"
     tasks = [record.name for record in app.state.server.engine.knowledge.records]
     if as_json:
