@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
-from slm.cli.output import (
-    is_on_terminal,
-    print_failure,
-    print_json,
-    print_line,
-    print_report,
-    show_activity,
-)
+from slm.cli.output import is_on_terminal, print_failure, print_json, print_line, print_report
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
@@ -68,13 +62,10 @@ def learn(
     from slm.tasks import load_task
 
     task = load_task(name, source, kind=kind, test=test, limit=limit, seed=seed or 0)
-    with show_activity(f"opening {store}"):
-        # Slow to import: what is wrong with the file is said before.
-        from slm.bench.keys import check_key_plot, plot_key_losses
-        from slm.learning import show_examples
-        from slm.model import ScalableLM
+    model = open_model(store)
+    from slm.bench.keys import check_key_plot, plot_key_losses
+    from slm.learning import show_examples
 
-        model = ScalableLM.open(store)
     if is_showing:
         examples = show_examples(model, task)
         if as_json:
