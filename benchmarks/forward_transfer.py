@@ -64,7 +64,7 @@ def settings(args: argparse.Namespace, seed: int) -> Config:
         backbone=BackboneConfig(max_tokens=args.max_tokens),
         learning=LearningConfig(
             num_epochs=args.epochs,
-            batch_size=16,
+            batch_size=16,  # of the committed results, larger than the library's default for so few
             validation_share=0.0,
             is_truncating=True,
             start="retrieved",

@@ -80,7 +80,7 @@ def held_out(task: Task, num_rows: int, seed: int) -> Task:
     return dataclasses.replace(task, examples=train, test=held)
 
 
-def measure(model: ScalableLM, task: Task, **settings: Any) -> dict[str, float]:
+def measure(model: ScalableLM, task: Task, **settings: Any) -> dict[str, float | None]:
     """Learn the task, ask it alone, forget it: score, epochs, seconds of learning."""
     report = model.learn(task, **settings)
     alone = model.restricted([task.name], is_abstaining=False)
@@ -90,7 +90,7 @@ def measure(model: ScalableLM, task: Task, **settings: Any) -> dict[str, float]:
     model.forget(task.name)
     return {
         "score": score,
-        "validation": report.validation_score or 0.0,
+        "validation": report.validation_score,
         "num_epochs": report.num_epochs,
         "time_s": report.time_s,
     }

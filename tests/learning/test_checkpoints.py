@@ -37,6 +37,7 @@ def test_the_store_remembers_no_setting_that_changes_nothing_learned(backbone, t
     (record,) = model.tasks
     remembered = record.metadata["learning"]
     assert remembered["num_epochs"] == 2
+    assert (model.config.learning.batch_size, remembered["batch_size"]) == (None, 4)
     assert not {"checkpoint_folder", "has_progress"} & set(remembered)
 
 

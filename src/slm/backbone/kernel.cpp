@@ -2,8 +2,8 @@
 //
 // x (B * T, I) and y (B * T, O) in float32 or bfloat16; down (S, stride, I) and up (S, stride, O) in the same, or in
 // float16 beside float32, stride >= R; slots (B, K), weights (B, K) float32; order (B), the rows so that those with
-// the same slots follow each other: MANY of their tokens share what is read. Sums are kept in float32, in the
-// same order in whatever company, and y is rounded once; a row without weights is not touched.
+// the same slots follow each other: up to MANY of their tokens share what is read. Sums are kept in float32, in
+// the same order in whatever company, and y is rounded once; a row without weights is not touched.
 #include <cstdint>
 #include <cstring>
 #include <vector>

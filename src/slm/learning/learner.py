@@ -120,7 +120,7 @@ def learn_task(
     started = start.as_metadata() if start else {}
     apart = _with_own_checkpoints(model, task, config, started)
     result = fit(learnable, model.backbone, train, validation, apart, f"learning {task.name}", on_step)
-    score = validation_score(learnable, model.backbone, validation, 4 * config.rows_per_step(len(rows)))
+    score = validation_score(learnable, model.backbone, validation)
     # Nothing here may vary from run to run: the same seed gives the same bytes.
     metadata = {
         "learning": _knowledge_settings(config),

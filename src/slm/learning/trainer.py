@@ -208,7 +208,7 @@ def _arguments(
 
 @torch.no_grad()
 def validation_score(
-    learnable: Learnable, backbone: Backbone, rows: Sequence[TrainingRow], batch_size: int
+    learnable: Learnable, backbone: Backbone, rows: Sequence[TrainingRow], batch_size: int = 64
 ) -> float | None:
     """Share of right labels (encoder) or of right answer tokens (others) on the validation split."""
     if not rows:
