@@ -52,7 +52,7 @@ def import_(
 
     task = load_task(name or folder.resolve().name, examples, kind=kind)
     given = [label.strip() for label in labels.split(",")] if labels else []
-    model = open_model(store)
+    model = open_model(store, is_learning=True)
     report = model.import_adapter(folder, task, labels=given, is_truncating=is_truncating).as_dict()
     if as_json:
         return print_json(report)

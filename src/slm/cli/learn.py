@@ -62,7 +62,7 @@ def learn(
     from slm.tasks import load_task
 
     task = load_task(name, source, kind=kind, test=test, limit=limit, seed=seed or 0)
-    model = open_model(store)
+    model = open_model(store, is_learning=True)
     from slm.bench.keys import check_key_plot, plot_key_losses
     from slm.learning import show_examples
 
