@@ -325,28 +325,46 @@ class ScalableLM:
             bool(retrieved.is_contested[0]),
         )
 
-    def retrieve(self, questions: Sequence[Prompt], *, is_truncating: bool = False) -> Retrieved | None:
-        """DTKR alone, for many questions; None while the model knows no task."""
-        with self.backbone.lock:
-            self._refresh()
-            retriever = self._knowledge.retriever
-            return (
-                None if retriever is None else self.decide(retriever, questions, is_truncating=is_truncating)
-            )
+    def retrieve(
+        self, questions: Sequence[Prompt], *, queries: Tensor | None = None, is_truncating: bool = False
+    ) -> Retrieved | None:
+        """DTKR alone, for many questions; None while the model knows no task.
 
-    def decide(
-        self, retriever: Retriever, questions: Sequence[Prompt], *, is_truncating: bool = False
-    ) -> Retrieved:
-        """What one retriever, of a snapshot of this model's knowledge, decides for some questions.
+        Args:
+            questions: texts or conversations.
+            queries: of these questions, (B, C), where :meth:`queries` read them before; None reads them now.
+            is_truncating: cut the middle out of an over-long question instead of refusing it.
 
         Raises:
             DataError: a question is empty or too long.
             BackboneError: something is merged into the backbone.
         """
-        rows = self._rows(questions, is_truncating)
+        with self.backbone.lock:
+            self._refresh()
+            retriever = self._knowledge.retriever
+            if retriever is None:
+                return None
+            return self.decide(retriever, questions, queries=queries, is_truncating=is_truncating)
+
+    def decide(
+        self,
+        retriever: Retriever,
+        questions: Sequence[Prompt],
+        *,
+        queries: Tensor | None = None,
+        is_truncating: bool = False,
+    ) -> Retrieved:
+        """What one retriever, of a snapshot of this model's knowledge, decides for some questions.
+
+        Args and errors are those of :meth:`retrieve`.
+        """
+
+        def read(prompts: Sequence[Prompt]) -> Tensor:
+            return self.extractor(prompts, self._rows(prompts, is_truncating))
+
         with self._frozen("retrieve"):
             return retriever(
-                self.extractor(questions, rows), lambda i: self.extractor([questions[i]], [rows[i]])[0]
+                read(questions) if queries is None else queries, lambda i: read([questions[i]])[0]
             )
 
     def queries(

@@ -15,6 +15,7 @@ import torch
 from slm.answer import Answer
 from slm.errors import ConfigError, DataError, TaskError
 from slm.evaluation import evaluate_stream
+from slm.evaluation.answer_cache import AnswerCache
 from slm.evaluation.metrics import auroc
 from slm.retrieval.retriever import Retrieved
 from slm.tasks import Example, Message, Stream, Task, TaskKind
@@ -34,7 +35,7 @@ class FakeModel:
 
     @property
     def tasks(self):
-        return tuple(SimpleNamespace(name=name) for name in self.names)
+        return tuple(SimpleNamespace(name=name, commit_id=f"commit of {name}") for name in self.names)
 
     def restricted(self, names, *, is_abstaining=None):
         kept = self.is_abstaining if is_abstaining is None else is_abstaining
@@ -43,18 +44,22 @@ class FakeModel:
     def ask(self, questions, *, max_new_tokens=128, batch_size=32, is_truncating=False):
         options = (max_new_tokens, batch_size, is_truncating)
         self.calls.append(("ask", self.names, self.is_abstaining, list(questions), options))
-        retrieved = self._decide(questions)
+        retrieved = self._decide(torch.tensor([[number(question)] for question in questions]))
         pairs = zip(
             retrieved.owners[retrieved.nearest].tolist(), retrieved.is_abstained.tolist(), strict=True
         )
         return [Answer(None if out else self.names[n], "classification", 1.0, (), out) for n, out in pairs]
 
-    def retrieve(self, questions, *, is_truncating=False):
-        self.calls.append(("retrieve", self.names, self.is_abstaining, list(questions), is_truncating))
-        return self._decide(questions)
+    def queries(self, questions, *, is_truncating=False):
+        self.calls.append(("read", self.names, self.is_abstaining, list(questions), is_truncating))
+        return torch.tensor([[number(question)] for question in questions])
 
-    def _decide(self, questions):
-        places = torch.tensor([number(question) for question in questions])
+    def retrieve(self, questions, *, queries, is_truncating=False):
+        assert queries.tolist() == [[number(question)] for question in questions]
+        return self._decide(queries)
+
+    def _decide(self, queries):
+        places = queries[:, 0]
         # Two keys per task, the farther one first, so that keys and tasks are not the same thing.
         keys = torch.tensor([c for name in self.names for c in (CENTRES[name] + 500, CENTRES[name])])
         owners = torch.arange(len(self.names)).repeat_interleave(2)
@@ -122,27 +127,39 @@ def test_a_refused_row_counts_as_routed_to_its_nearest_key():
     assert found.false_refusal_rate == pytest.approx(1 / 8)
 
 
-def test_each_state_is_asked_in_one_go_about_the_shuffled_rows_of_the_tasks_it_knows():
+def test_each_state_is_asked_about_the_rows_it_knows_and_decides_otherwise_for():
     model = FakeModel(LEARNED)
     evaluate_stream(model, STREAM, seed=3, **QUIET)
-    asked = [call[:3] for call in model.calls]
+
+    def rows(*names):
+        return [example.prompt for _, example in STREAM.order(names).mixed_test(99, seed=3)]
+
+    def asked(names, questions, is_abstaining=True):
+        return ("ask", names, is_abstaining, questions)
+
     states = [("films",), ("films", "news"), ("films", "news", "words")]
-    assert (
-        asked
-        == [
-            *(("ask", names, True) for names in states),
-            *(("ask", (name,), False) for name in states[-1]),  # the oracle
-            *(("ask", (name,), True) for name in states[-1][1:]),  # alone
-            ("retrieve", states[-1], True),
-        ]
-    )
-    for (_, names, _, questions, _), expected in zip(model.calls[:3], states, strict=True):
-        mixed = STREAM.order(expected).mixed_test(99, seed=3)
-        assert names == expected
-        assert questions == [example.prompt for _, example in mixed]
-    assert model.calls[-1][3] == model.calls[2][3]
-    for _, (name,), _, questions, _ in model.calls[3:8]:
-        assert sorted(questions) == sorted(example.prompt for example in STREAM[name].test)
+    new = [rows("films"), [q for q in rows(*states[1]) if q in rows("news")]]
+    new.append([q for q in rows(*states[2]) if q in rows("words")])
+    assert [call[:4] for call in model.calls] == [
+        ("read", states[0], True, new[0]),
+        asked(states[0], rows("films")),
+        ("read", states[1], True, new[1]),
+        # 9 was refused by films alone and is news to the two.
+        asked(states[1], [q for q in rows(*states[1]) if q in (*rows("news"), "9")]),
+        ("read", states[2], True, new[2]),
+        asked(states[2], [q for q in rows(*states[2]) if q in rows("words")]),
+        # The oracle, of what went elsewhere or was refused.
+        asked(("films",), ["9"], False),
+        asked(("news",), ["3"], False),
+        asked(("words",), [q for q in new[2] if q in ("14", "200")], False),
+        # Alone, 14 is accepted by words and 3 by news, as by the oracle; 200 is refused as before.
+    ]
+
+
+def test_the_cached_matrix_is_the_one_of_asking_everything_every_time(monkeypatch):
+    cached = evaluate_stream(FakeModel(LEARNED), STREAM, outsiders=["100"], **QUIET)
+    monkeypatch.setattr(AnswerCache, "ask", lambda cache, model, questions: model.ask(questions))
+    assert evaluate_stream(FakeModel(LEARNED), STREAM, outsiders=["100"], **QUIET) == cached
 
 
 def test_the_limit_and_the_seed_choose_the_rows():
@@ -159,7 +176,7 @@ def test_options_reach_the_model():
     model = FakeModel(LEARNED)
     evaluate_stream(model, STREAM, batch_size=5, max_new_tokens=7, is_truncating=True, **QUIET)
     assert {call[4] for call in model.calls if call[0] == "ask"} == {(7, 5, True)}
-    assert model.calls[-1][4] is True
+    assert {call[4] for call in model.calls if call[0] == "read"} == {True}
 
 
 def test_a_conversation_is_asked_as_mappings_of_role_and_content():
@@ -168,7 +185,7 @@ def test_a_conversation_is_asked_as_mappings_of_role_and_content():
     found = evaluate_stream(model, Stream((task("films", prompts=[talk]),)), **QUIET)
     assert found.average == 1.0
     expected = [[{"role": "system", "content": "Count."}, {"role": "user", "content": "1"}]]
-    assert [call[3] for call in model.calls] == [expected] * 3
+    assert [call[3] for call in model.calls] == [expected] * 2  # read and asked, once
 
 
 def test_one_task_has_neither_forgetting_nor_transfer():
@@ -209,8 +226,7 @@ def test_progress_goes_to_standard_error_and_counts_every_row(capsys):
     evaluate_stream(FakeModel(LEARNED), STREAM)
     shown = capsys.readouterr()
     assert shown.out == ""
-    # 12 + 8 + 4 rows over the three states, 12 by the oracle, 8 alone, 12 retrieved.
-    assert "/56" in shown.err
+    assert "12/12" in shown.err
     evaluate_stream(FakeModel(LEARNED), STREAM, **QUIET)
     assert capsys.readouterr().err == ""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ from slm.answer import Answer
 from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Prompt
 from slm.config import Config
+from slm.errors import ConfigError
 from slm.tasks import Stream, Task
 
 
@@ -42,12 +44,20 @@ class Setup:
 class Rival(abc.ABC):
     """One method: learns tasks in turn and answers questions of all of them.
 
+    Args:
+        setup: what it shares with the others of its cell.
+
+    Raises:
+        ConfigError: the suite gives a setting that the method does not have.
+
     Attributes:
         name: on the command line and in result files.
         title: in tables and figures.
         needs_task_id: whether ``ask`` has to be told which task a question is of; such a method is a bound.
         replayed_share: part of each earlier task's rows that it keeps, 0 to 1.
         is_joint: whether it sees all tasks at once, with :meth:`learn_all`; such a method is a bound.
+        defaults: settings of the method, and their values where a suite gives none.
+        settings: the defaults, and what the suite gives instead.
         borrowed_s: seconds of learning that an earlier cell of the run has spent in this one's place.
     """
 
@@ -56,9 +66,11 @@ class Rival(abc.ABC):
     needs_task_id: ClassVar[bool] = False
     replayed_share: ClassVar[float] = 0.0
     is_joint: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.settings = _settle(setup.settings, self.defaults)
         self.borrowed_s = 0.0
 
     @abc.abstractmethod
@@ -79,6 +91,10 @@ class Rival(abc.ABC):
             tasks: the task of each; given to a method that ``needs_task_id`` and to no other.
         """
 
+    def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """As :meth:`ask`, by a method that may remember its answers as long as they cannot have changed."""
+        return self.ask(questions, tasks)
+
     @property
     @abc.abstractmethod
     def size_bytes(self) -> int:
@@ -94,3 +110,12 @@ class Rival(abc.ABC):
         None for a method that writes nothing, as every method of an encoder.
         """
         return None
+
+
+def _settle(given: Mapping[str, float], defaults: Mapping[str, float]) -> dict[str, float]:
+    for name in given:
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, 1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(defaults) or 'none'}"
+            raise ConfigError(f"unknown setting {name!r} of a method{hint}")
+    return {**defaults, **given}

@@ -1,7 +1,8 @@
 """The whole accuracy matrix of a stream, computed after the fact from one model.
 
 Knowledge is isolated per task and its statistics subtract exactly, so the state after learning task i *is*
-the model restricted to its first i tasks: nothing is learned here, and no snapshot needs to be kept.
+the model restricted to its first i tasks: nothing is learned here, and no snapshot needs to be kept. A
+question is answered anew only where a state decides otherwise for it (:mod:`slm.evaluation.answer_cache`).
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def evaluate_stream(
     largest = limit if limit is not None else max(1, *(len(task.test) for task in ordered))
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "is_truncating": is_truncating}
     run = _Run(model, ordered, ordered.mixed_test(largest, seed), options)
-    with tqdm(total=run.num_questions, desc="evaluating", unit="row", disable=not has_progress) as bar:
+    with tqdm(total=len(run.test), desc="evaluating", unit="row", disable=not has_progress) as bar:
         return run.measure(bar, list(outsiders), seed)
 
 
@@ -152,32 +153,28 @@ class _Run:
         test: Sequence[tuple[str, Example]],
         options: dict[str, Any],
     ) -> None:
+        from slm.evaluation.answer_cache import AnswerCache  # here, so that this room loads without torch
+
         self.model = model
         self.names = stream.names
         self.test = test
-        self.options = options
+        self.cache = AnswerCache(**options)
         self.scorers = {task.name: scorer_for(task) for task in stream}
         owners = [name for name, _ in test]
         self.num_rows = [owners.count(name) for name in self.names]
 
-    @property
-    def num_questions(self) -> int:
-        """Rows asked and retrieved by :meth:`measure`, outsiders aside."""
-        t = len(self.names)
-        # Task j (from 0) is asked in the t − j states that know it, once with its task-ID and, but for the
-        # first task, once alone; it is retrieved once.
-        return sum(n * (t - j + 2 + (j > 0)) for j, n in enumerate(self.num_rows))
-
     def measure(self, bar: Any, outsiders: Sequence[str], seed: int) -> Evaluation:
         """Ask, retrieve and put everything together."""
         names, model = self.names, self.model
-        states = [names[: i + 1] for i in range(len(names))]
-        scores = [self._ask(model.restricted(known), known, bar) for known in states]
-        oracle = [self._ask(model.restricted([n], is_abstaining=False), [n], bar)[0] for n in names]
-        alone = [None, *(self._ask(model.restricted([n]), [n], bar)[0] for n in names[1:])]
+        scores = []
+        for i, num_new in enumerate(self.num_rows):
+            known = names[: i + 1]
+            scores.append(self._ask(model.restricted(known), known))
+            bar.update(num_new)  # rows of earlier tasks were answered in the states before, nearly all
+        oracle = [self._ask(model.restricted([n], is_abstaining=False), [n])[0] for n in names]
+        alone = [None, *(self._ask(model.restricted([n]), [n])[0] for n in names[1:])]
         whole = model.restricted(names)
         routed = self._retrieve(whole, [prompt_of(example) for _, example in self.test])
-        bar.update(len(self.test))
         strange = self._retrieve(whole, outsiders).distances if outsiders else []
         owners = [names.index(name) for name, _ in self.test]
         own = [[k for j, k in zip(owners, routed.tasks, strict=True) if j == i] for i in range(len(names))]
@@ -201,11 +198,10 @@ class _Run:
             abstention_auroc=metrics.auroc(strange, routed.distances) if outsiders else None,
         )
 
-    def _ask(self, model: ScalableLM, names: Sequence[str], bar: Any) -> list[float]:
+    def _ask(self, model: ScalableLM, names: Sequence[str]) -> list[float]:
         """Scores of a model on the shuffled rows of some tasks, asked in one go."""
         rows = [(name, example) for name, example in self.test if name in names]
-        answers = model.ask([prompt_of(example) for _, example in rows], **self.options)
-        bar.update(len(rows))
+        answers = self.cache.ask(model, [prompt_of(example) for _, example in rows])
         own: dict[str, tuple[list[str | None], list[str]]] = {name: ([], []) for name in names}
         for (name, example), answer in zip(rows, answers, strict=True):
             own[name][0].append(answer.text)
@@ -214,8 +210,7 @@ class _Run:
 
     def _retrieve(self, model: ScalableLM, questions: Sequence[Prompt]) -> _Routed:
         """Nearest key of each question, as the model retrieves it."""
-        retrieved = model.retrieve(questions, is_truncating=self.options["is_truncating"])
-        assert retrieved is not None  # the stream has a task, so the model has a key
+        retrieved = self.cache.retrieve(model, questions)
         return _Routed(
             tasks=retrieved.owners[retrieved.nearest].tolist(),
             distances=retrieved.distances[:, 0].tolist(),

@@ -11,6 +11,7 @@ import torch
 from slm.bench.baselines import rival
 from slm.bench.baselines.isolated import learn_alone
 from slm.errors import LearningError
+from slm.model import ScalableLM
 from tests.bench.baselines.conftest import SETTINGS, colours, sizes, texts_of
 
 
@@ -96,6 +97,34 @@ def test_the_oracle_answers_as_the_model_restricted_to_the_true_task(setup):
     questions = texts_of(colours())
     alone = ours.model.restricted(["colours"], is_abstaining=False)
     assert oracle.ask(questions, ["colours"] * len(questions)) == alone.ask(questions)
+
+
+@pytest.mark.parametrize("name", ["slm", "slm-never-abstaining", "oracle", "mean-key", "slm-cosine"])
+def test_asking_again_gives_the_same_and_computes_only_rows_of_another_mixture(setup, monkeypatch, name):
+    method = rival(name)(setup(settings=SETTINGS.get(name)))
+    asked: list[str] = []
+    ask = ScalableLM.ask
+
+    def count(model, questions, **options):
+        asked.extend(questions)
+        return ask(model, questions, **options)
+
+    for task in (colours(), sizes()):
+        method.learn(task)
+        known = (colours(), sizes())[: len(method.model.tasks)]
+        questions = [text for own in known for text in texts_of(own)]
+        owners = [own.name for own in known for _ in texts_of(own)] if method.needs_task_id else None
+        expected = method.ask(questions, owners)
+        with monkeypatch.context() as patch:
+            patch.setattr(ScalableLM, "ask", count)
+            again, once_more = (method.ask_again(questions, owners) for _ in range(2))
+        for one, two in zip(again, expected, strict=True):
+            assert (one.text, one.kind) == (two.text, two.kind)
+            assert one.confidence == pytest.approx(two.confidence, abs=1e-5)
+            assert dict(one.tasks) == pytest.approx(dict(two.tasks), abs=1e-5)
+        assert again == once_more
+    # Colours were answered when they were all there was; in the paper's form every row mixes both tasks.
+    assert len(asked) == len(questions) + (len(texts_of(colours())) if name == "slm-cosine" else 0)
 
 
 def test_a_mean_key_is_the_mean_of_the_tasks_queries(setup):

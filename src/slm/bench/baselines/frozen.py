@@ -9,9 +9,9 @@ from slm.answer import Answer
 from slm.backbone.backbone import BackboneKind
 from slm.backbone.decode import prefill
 from slm.backbone.prompts import Prompt
-from slm.bench.baselines.rows import answer_all, settings_of, write_freely
+from slm.bench.baselines.rows import answer_all, write_freely
 from slm.bench.baselines.text_losses import text_losses
-from slm.bench.rival import Rival, Setup
+from slm.bench.rival import Rival
 from slm.reading import SILENCE
 from slm.tasks import Task
 
@@ -21,10 +21,6 @@ class Frozen(Rival):
 
     name = "frozen"
     title = "frozen model"
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        settings_of(setup, {})
 
     def learn(self, task: Task) -> None:
         """Nothing."""

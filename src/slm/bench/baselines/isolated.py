@@ -22,17 +22,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 from filelock import FileLock
 
 import slm
 from slm.answer import Answer
 from slm.backbone.prompts import Prompt
-from slm.bench.baselines.rows import BATCH_SIZE, settings_of
+from slm.bench.baselines.rows import BATCH_SIZE
 from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
 from slm.config import Config, RetrievalConfig
+from slm.evaluation.answer_cache import AnswerCache
 from slm.model import ScalableLM
 from slm.retrieval.features import settle_reading
 from slm.store import TaskKnowledge, TaskRecord
@@ -116,21 +117,15 @@ def _digest(setup: Setup, config: Config, task: Task) -> str:
 
 
 class IsolatedRival(Rival):
-    """A method that keeps each task's knowledge apart, in a store, and answers from it.
-
-    Attributes:
-        defaults: settings of the method, and their values where a suite gives none.
-    """
-
-    defaults: ClassVar[dict[str, float]] = {}
+    """A method that keeps each task's knowledge apart, in a store, and answers from it."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.settings = settings_of(setup, self.defaults)
         retrieval = self.retrieval(setup.config.retrieval)
         self.model = ScalableLM.create(
             setup.scratch / "store", setup.backbone, dataclasses.replace(setup.config, retrieval=retrieval)
         )
+        self.cache = AnswerCache(**options_of(setup))
 
     def retrieval(self, config: RetrievalConfig) -> RetrievalConfig:
         """How the method retrieves; slm's own way unless it says otherwise."""
@@ -162,7 +157,11 @@ class IsolatedRival(Rival):
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """Answers of the store, row by row."""
-        return ask_model(self.model, questions, self.setup.max_new_tokens)
+        return self.model.ask(list(questions), **options_of(self.setup))
+
+    def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """Answers of the store, computed anew where a question's mixture has changed."""
+        return self.cache.ask(self.model, questions)
 
     def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:
         """The task of each question's largest weight, refused or not."""
@@ -196,8 +195,6 @@ class IsolatedRival(Rival):
         return files + sum(own.means.numel() * own.means.element_size() for own in keys)
 
 
-def ask_model(model: ScalableLM, questions: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
-    """Ask a model as every rival is asked: over-long questions are cut, none is refused for its length."""
-    return model.ask(
-        list(questions), max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE, is_truncating=True
-    )
+def options_of(setup: Setup) -> dict[str, Any]:
+    """How a model is asked, as every rival is: over-long questions are cut, none is refused."""
+    return {"max_new_tokens": setup.max_new_tokens, "batch_size": BATCH_SIZE, "is_truncating": True}

@@ -17,6 +17,7 @@ class Joint(SharedRival):
     name = "joint"
     title = "joint training"
     is_joint = True
+    defaults = {**SharedRival.defaults, "learning_rate": 2e-3}
 
     def factor(self, num_tasks: int) -> int:
         """How many times the rank of one task the increment has."""

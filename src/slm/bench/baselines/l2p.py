@@ -29,7 +29,6 @@ from slm.bench.baselines.rows import (
     learning_of,
     mask_of,
     name_labels,
-    settings_of,
     size_of,
     training_rows,
     write_freely,
@@ -89,7 +88,7 @@ class PromptPool(Rival):
     name = "l2p"
     title = "prompt pool (L2P)"
     defaults = {
-        "learning_rate": 1e-2,
+        "learning_rate": 3e-3,
         "masks_labels": 1.0,
         "pool_size": 20.0,
         "num_chosen": 5.0,
@@ -99,7 +98,6 @@ class PromptPool(Rival):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.settings = settings_of(setup, self.defaults)
         self.config = learning_of(setup, self.settings["learning_rate"])
         expect_room(setup.backbone, int(self.settings["num_chosen"] * self.settings["prompt_length"]))
         self.pool = Pool(setup.backbone, self.config, self.settings)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from slm.answer import Answer
 from slm.backbone.prompts import Prompt
-from slm.bench.baselines.isolated import IsolatedRival, ask_model
+from slm.bench.baselines.isolated import IsolatedRival, options_of
 from slm.bench.baselines.rows import size_of
 from slm.errors import TaskError
+from slm.model import ScalableLM
 
 
 class Oracle(IsolatedRival):
@@ -20,14 +21,25 @@ class Oracle(IsolatedRival):
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """Answers of the model restricted to the question's task, never abstaining."""
+        return self._ask_each(questions, tasks, lambda alone, own: alone.ask(own, **options_of(self.setup)))
+
+    def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """The same, each question computed once."""
+        return self._ask_each(questions, tasks, self.cache.ask)
+
+    def _ask_each(
+        self,
+        questions: Sequence[Prompt],
+        tasks: Sequence[str] | None,
+        ask: Callable[[ScalableLM, Sequence[Prompt]], list[Answer]],
+    ) -> list[Answer]:
         if tasks is None:
             raise TaskError(f"{self.name} has to be told the task of every question: give tasks")
         answers: dict[int, Answer] = {}
         for name in dict.fromkeys(tasks):
             own = [i for i, task in enumerate(tasks) if task == name]
             alone = self.model.restricted([name], is_abstaining=False)
-            found = ask_model(alone, [questions[i] for i in own], self.setup.max_new_tokens)
-            answers.update(zip(own, found, strict=True))
+            answers.update(zip(own, ask(alone, [questions[i] for i in own]), strict=True))
         return [answers[i] for i in range(len(questions))]
 
     def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:

@@ -25,7 +25,6 @@ from slm.bench.baselines.rows import (
     expect_room,
     learning_of,
     name_labels,
-    settings_of,
     size_of,
     training_rows,
     write_freely,
@@ -88,11 +87,10 @@ class ProgressivePrompts(Rival):
     name = "progressive-prompts"
     title = "ProgressivePrompts (task-ID)"
     needs_task_id = True
-    defaults = {"learning_rate": 1e-2, "prompt_length": 10.0}
+    defaults = {"learning_rate": 3e-3, "prompt_length": 10.0}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.settings = settings_of(setup, self.defaults)
         self.config = learning_of(setup, self.settings["learning_rate"])
         self.learned: dict[str, _Learned] = {}
 

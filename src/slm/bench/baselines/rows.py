@@ -8,7 +8,6 @@ task: it writes its answer freely, greedily, and the text is compared with the t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,20 +29,6 @@ from slm.tasks import Example, Task, TaskKind
 
 BATCH_SIZE = 32
 """Questions answered together; it changes the speed, not the answers."""
-
-
-def settings_of(setup: Setup, defaults: Mapping[str, float]) -> dict[str, float]:
-    """A method's own settings: its defaults, and what the suite gives instead.
-
-    Raises:
-        ConfigError: the suite gives one that the method does not have.
-    """
-    for name in setup.settings:
-        if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(defaults) or 'none'}"
-            raise ConfigError(f"unknown setting {name!r} of a method{hint}")
-    return {**defaults, **setup.settings}
 
 
 def learning_of(setup: Setup, learning_rate: float = 0.0) -> LearningConfig:

@@ -25,7 +25,6 @@ from slm.bench.baselines.rows import (
     learning_of,
     mask_of,
     name_labels,
-    settings_of,
     size_of,
     training_rows,
     write_freely,
@@ -94,7 +93,6 @@ class SequentialFineTuning(Rival):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.settings = settings_of(setup, self.defaults)
         self.config = learning_of(setup, self.settings["learning_rate"])
         plain = dataclasses.replace(setup.config.backbone, dtype="float32")
         self.whole = WholeModel(load_backbone(setup.backbone.source, plain), self.config)

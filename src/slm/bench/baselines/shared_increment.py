@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from slm.bench.baselines.rows import (
     learning_of,
     mask_of,
     name_labels,
-    settings_of,
     size_of,
     training_rows,
     write_freely,
@@ -99,15 +97,14 @@ class SharedRival(Rival):
     """A method with a shared increment; by itself it does nothing against forgetting.
 
     Attributes:
-        defaults: settings of the method, and their values where a suite gives none. ``learning_rate``
-            0 is that of slm; ``masks_labels`` 1 learns each task with no labels open but its own.
+        defaults: ``learning_rate`` 0 is that of slm; ``masks_labels`` 1 learns each task with no labels open
+            but its own.
     """
 
-    defaults: ClassVar[Mapping[str, float]] = {"learning_rate": 0.0, "masks_labels": 0.0}
+    defaults = {"learning_rate": 0.0, "masks_labels": 0.0}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.settings = settings_of(setup, self.defaults)
         self.config = learning_of(setup, self.settings["learning_rate"])
         self.knowledge = self.begin()
 

@@ -75,6 +75,10 @@ class SlmCosineVoting(SlmCosine):
                 answers.update(zip(chosen, found, strict=True))
         return [answers[i] for i in range(len(questions))]
 
+    def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """The same: what a row gets depends on the batch it votes in."""
+        return self.ask(questions, tasks)
+
     def nearest(self, questions: Sequence[Prompt]) -> list[str] | None:
         """None: rows of unknown tasks cannot vote."""
         return None
