@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import final
 from weakref import WeakKeyDictionary
@@ -14,11 +15,13 @@ from tqdm.auto import tqdm
 
 from slm.backbone.backbone import Backbone
 from slm.backbone.load import locate
-from slm.backbone.prompts import Prompt, Row
+from slm.backbone.prompts import Batch, Prompt, Row
+from slm.backbone.reparameterize import Mixture
 from slm.config import RetrievalConfig
 from slm.errors import BackboneError
 from slm.retrieval.background import Background, background_texts, learn_background
 from slm.retrieval.features import SentenceExtractor, num_passes, query_parts
+from slm.retrieval.retriever import Reread
 
 
 @final
@@ -73,6 +76,50 @@ class Extractor:
                 for i, query in zip(chosen, queries, strict=True):
                     found[i] = query
         return torch.stack(found)
+
+    @contextlib.contextmanager
+    def bending(
+        self,
+        batch: Batch,
+        texts: Sequence[str],
+        decide: Callable[[Float[Tensor, "B C"], Reread], Mixture],
+        *,
+        is_two_pass: bool = False,
+    ) -> Iterator[None]:
+        """Within the block the backbone reads this batch's queries, asks for their mixture and bends to it.
+
+        At once, or, where the query is read inside the forward pass, in the next one.
+
+        Args:
+            batch: B rows.
+            texts: their words, for a sentence encoder.
+            decide: gives the rows' mixture from their queries, (B, C), and a way to read one by itself.
+            is_two_pass: the mixture may bend the very layers that make the query.
+        """
+        backbone, sentence = self.backbone, self.sentence
+        bound = backbone.reparameterizer
+
+        def reread(row: int) -> Tensor:
+            if sentence is not None:
+                return sentence([texts[row]])[0]
+            return backbone.queries(batch.alone(row), self.parts)[0]
+
+        def bend(queries: Tensor) -> None:
+            bound.bind(decide(queries, reread))
+
+        bound.release()
+        try:
+            if sentence is not None:
+                bend(sentence(texts))
+                yield
+            elif self.is_two_pass or is_two_pass:
+                bend(backbone.queries(batch, self.parts))
+                yield
+            else:
+                with backbone.reading_query(batch, self.parts, bend):
+                    yield
+        finally:
+            bound.release()
 
     def background(self) -> Background:
         """What DTKR remembers of texts of all kinds (method section 2d).

@@ -432,49 +432,6 @@ class ScalableLM:
         return self.supply.mixture(shares_of(retrieved, self._knowledge.records))
 
     @contextlib.contextmanager
-    def bending(
-        self,
-        batch: Batch,
-        texts: Sequence[str],
-        decide: Callable[[Tensor, Reread], Mixture],
-        *,
-        is_two_pass: bool = False,
-    ) -> Iterator[None]:
-        """Within the block the backbone reads this batch's queries, asks for their mixture and bends to it.
-
-        At once, or, where the query is read inside the forward pass, in the next one. Hold the lock.
-
-        Args:
-            batch: the rows.
-            texts: their words, for a sentence extractor.
-            decide: gives the rows' mixture from their queries, (B, C), and a way to read one by itself.
-            is_two_pass: the mixture may bend the very layers that make the query.
-        """
-        bound, extractor = self.backbone.reparameterizer, self.extractor
-
-        def reread(row: int) -> Tensor:
-            if extractor.sentence is not None:
-                return extractor.sentence([texts[row]])[0]
-            return self.backbone.queries(batch.alone(row), extractor.parts)[0]
-
-        def bend(queries: Tensor) -> None:
-            bound.bind(decide(queries, reread))
-
-        bound.release()
-        try:
-            if extractor.sentence is not None:
-                bend(extractor.sentence(texts))
-                yield
-            elif extractor.is_two_pass or is_two_pass:
-                bend(self.backbone.queries(batch, extractor.parts))
-                yield
-            else:
-                with self.backbone.reading_query(batch, extractor.parts, bend):
-                    yield
-        finally:
-            bound.release()
-
-    @contextlib.contextmanager
     def _adapting(self, batch: Batch, texts: Sequence[str]) -> Iterator[list[Retrieved]]:
         """Within the block, the backbone retrieves for this batch and bends to it.
 
@@ -495,7 +452,7 @@ class ScalableLM:
         elif knowledge.retriever is None:
             yield decided
         else:
-            with self.bending(batch, texts, decide, is_two_pass=knowledge.needs_two_passes):
+            with self.extractor.bending(batch, texts, decide, is_two_pass=knowledge.needs_two_passes):
                 yield decided
 
     def _write(

@@ -48,7 +48,7 @@ class Reading:
         texts = [words_of(request.prompt) for request in asked]
         self._rows.release()
         if routing.needs_queries:
-            with model.bending(batch, texts, routing.decide, is_two_pass=routing.needs_two_passes):
+            with model.extractor.bending(batch, texts, routing.decide, is_two_pass=routing.needs_two_passes):
                 self._answer(asked, batch, routing)
         else:
             backbone.reparameterizer.bind(routing.decide())

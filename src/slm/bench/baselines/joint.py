@@ -41,6 +41,7 @@ class JointWide(Joint):
 
     name = "joint-wide"
     title = "joint training, summed rank"
+    defaults = SharedRival.defaults  # its own learning rate was never tuned
 
     def factor(self, num_tasks: int) -> int:
         """As many as there are tasks."""

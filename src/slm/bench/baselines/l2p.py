@@ -88,7 +88,7 @@ class PromptPool(Rival):
     name = "l2p"
     title = "prompt pool (L2P)"
     defaults = {
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-2,
         "masks_labels": 1.0,
         "pool_size": 20.0,
         "num_chosen": 5.0,

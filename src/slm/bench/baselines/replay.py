@@ -93,7 +93,6 @@ class Replay1(_Replay):
     name = "replay-1"
     title = "replay 1%"
     replayed_share = 0.01
-    defaults = {**_Replay.defaults, "replayed_per_row": 1.0}
 
 
 class Replay10(_Replay):
