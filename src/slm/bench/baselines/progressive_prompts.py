@@ -87,7 +87,7 @@ class ProgressivePrompts(Rival):
     name = "progressive-prompts"
     title = "ProgressivePrompts (task-ID)"
     needs_task_id = True
-    defaults = {"learning_rate": 3e-3, "prompt_length": 10.0}
+    defaults = {"learning_rate": 1e-2, "prompt_length": 10.0}
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
