@@ -50,8 +50,9 @@ class FakeModel:
         )
         return [Answer(None if out else self.names[n], "classification", 1.0, (), out) for n, out in pairs]
 
-    def queries(self, questions, *, is_truncating=False):
-        self.calls.append(("read", self.names, self.is_abstaining, list(questions), is_truncating))
+    def queries(self, questions, *, is_truncating=False, batch_size=32):
+        options = (batch_size, is_truncating)
+        self.calls.append(("read", self.names, self.is_abstaining, list(questions), options))
         return torch.tensor([[number(question)] for question in questions])
 
     def retrieve(self, questions, *, queries, is_truncating=False):
@@ -176,7 +177,7 @@ def test_options_reach_the_model():
     model = FakeModel(LEARNED)
     evaluate_stream(model, STREAM, batch_size=5, max_new_tokens=7, is_truncating=True, **QUIET)
     assert {call[4] for call in model.calls if call[0] == "ask"} == {(7, 5, True)}
-    assert {call[4] for call in model.calls if call[0] == "read"} == {True}
+    assert {call[4] for call in model.calls if call[0] == "read"} == {(5, True)}
 
 
 def test_a_conversation_is_asked_as_mappings_of_role_and_content():

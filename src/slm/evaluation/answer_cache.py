@@ -69,7 +69,8 @@ class AnswerCache:
             key: question for key, question in zip(keys, questions, strict=True) if key not in self._queries
         }
         if new:
-            read = model.queries(list(new.values()), is_truncating=is_truncating)
+            size = self._options.get("batch_size", 32)
+            read = model.queries(list(new.values()), is_truncating=is_truncating, batch_size=size)
             self._queries.update(zip(new, read, strict=True))
         queries = torch.stack([self._queries[key] for key in keys])
         retrieved = model.retrieve(questions, queries=queries, is_truncating=is_truncating)
