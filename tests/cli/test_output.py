@@ -26,6 +26,7 @@ def test_a_bar_is_as_long_as_its_share():
 
 
 def test_activity_is_shown_on_a_terminal_alone_and_is_gone_when_it_is_done(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one cannot take anything back, so nothing is shown there
     for is_watched in (True, False):
         monkeypatch.setattr(output, "is_on_terminal", lambda is_watched=is_watched: is_watched)
         with output.show_activity("opening [notes]"):
