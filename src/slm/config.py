@@ -18,7 +18,7 @@ class BackboneConfig(CheckedConfig):
     """How the frozen model is loaded and fed."""
 
     dtype: str = "auto"
-    """``auto``, ``float32`` or ``bfloat16``; auto is bfloat16 where the processor computes in it."""
+    """``auto``, ``float32`` or ``bfloat16``; auto is bfloat16 where that is the faster."""
     device: str = "auto"
     """``auto`` (a GPU where there is one) or a torch device name."""
     quantization: str = "none"

@@ -25,10 +25,10 @@ from slm.backbone.quantization import is_quantised
 from slm.backbone.targets import LINEAR
 from slm.errors import BackboneError
 
-MAX_KERNEL_TOKENS = 8
+MAX_KERNEL_TOKENS = 32
 """Tokens a row up to which the kernel is the cheapest way where rows differ."""
 
-MAX_KERNEL_ALIKE = 64
+MAX_KERNEL_ALIKE = 512
 """Tokens of all rows together up to which it is where rows are alike."""
 
 STACKED_EXCESS = 2

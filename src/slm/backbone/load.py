@@ -193,16 +193,27 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 for ``auto`` where the processor has instructions for it, else float32."""
+    """bfloat16 for ``auto`` where it is the faster, else float32."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    has_bfloat16 = capabilities.startswith("AVX512") and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+        is_fast = torch.cuda.is_bf16_supported()
+    else:
+        is_fast = device.type == "cpu" and has_fast_bfloat16()
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether products in bfloat16 are faster than in float32 on this processor.
+
+    They are with matrix tiles (AMX), and with AVX-512's bfloat16 alone on processors without AVX-512's
+    float16. Those with both were built with tiles, and where a virtual machine hides these, what is left
+    multiplies bfloat16 at half the rate of float32 (``docs/log.md``).
+    """
+    has = torch.cpu.get_capabilities()
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    return bool(has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16")))
 
 
 def choose_dtype(config: BackboneConfig | None = None) -> tuple[torch.device, torch.dtype]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from slm.answer import Answer
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import prefill
-from slm.backbone.load import load_backbone
+from slm.backbone.load import has_fast_bfloat16, load_backbone
 from slm.backbone.prompts import Batch, Prompt
 from slm.bench.baselines.rows import (
     GrowingHead,
@@ -39,7 +39,7 @@ from slm.tasks import Task
 
 
 class WholeModel(Trainable):
-    """Backbone and head, all of it trained; computed in bfloat16 where the processor has it.
+    """Backbone and head, all of it trained; computed in bfloat16 where that is faster.
 
     Args:
         backbone: a copy in float32 that nobody else uses.
@@ -66,7 +66,7 @@ class WholeModel(Trainable):
     def mixed_precision(self) -> Any:
         """Products in bfloat16, parameters in float32, within the block."""
         device = self.backbone.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or _has_bfloat16())
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or has_fast_bfloat16())
 
     def loss(self, batch: Batch, labels: Tensor, weights: Tensor) -> Tensor:
         """The task's loss."""
@@ -133,7 +133,3 @@ class SequentialFineTuning(Rival):
     def size_bytes(self) -> int:
         """Bytes of the changed model and the head: nothing of the frozen backbone is left to share."""
         return size_of(list(self.whole.parameters()))
-
-
-def _has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
