@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slm.checked import CheckedConfig
 
@@ -190,6 +190,12 @@ class RetrievalConfig(CheckedConfig):
             return
         if not self.layers or any(layer < 0 for layer in self.layers):
             yield f"layers must be layer numbers from 0 (the embeddings) upwards, got {self.layers!r}"
+
+    def settled(self, *, has_words: bool) -> RetrievalConfig:
+        """The same, the false-refusal rate decided by whether the frozen backbone can answer in words."""
+        if self.false_refusal_rate is not None:
+            return self
+        return replace(self, false_refusal_rate=0.01 if has_words else 0.001)
 
     def _misplaced(self) -> Iterator[str]:
         """Settings of the form that was not chosen, which would change nothing."""

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from slm.answer import Answer, Candidate, Explanation
+from slm.answer import Answer, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import Generated, generate
 from slm.backbone.load import load_backbone
 from slm.backbone.merge import unmerge
-from slm.backbone.prompts import Batch, Prompt, Row
+from slm.backbone.prompts import Batch, Prompt
 from slm.backbone.reparameterize import Mixture
-from slm.config import Config, DecodingConfig, RetrievalConfig
-from slm.errors import BackboneError, ConfigError, StoreError, TaskError
+from slm.config import Config, DecodingConfig
+from slm.errors import BackboneError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
 from slm.extractor import Extractor, words_of
 from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
-from slm.reading import SILENCE, Writer, read_labels, read_words, task_weights
+from slm.reading import SILENCE, Writer, explanation_of, read_labels, read_words
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import first_bent_block, query_parts, settle_reading
 from slm.retrieval.retriever import Reread, Retrieved, Retriever
@@ -55,7 +55,8 @@ class ScalableLM:
         first = first_bent_block(config.retrieval, backbone.num_layers)
         self.targets = tuple(backbone.targets(config.increments.targets, first))
         self.supply = Supply(store, config.pool, backbone.device)
-        self.reader = KnowledgeReader(store, self._retrieval(), backbone.device, backbone.dtype)
+        retrieval = config.retrieval.settled(has_words=backbone.kind is not BackboneKind.ENCODER)
+        self.reader = KnowledgeReader(store, retrieval, backbone.device, backbone.dtype)
         self._merged: MergedTasks | None = None
         self._is_pinned = False
         self._knowledge = self.reader.newest()
@@ -276,8 +277,8 @@ class ScalableLM:
             ConfigError: the answer would not fit into the backbone's window.
         """
         prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
-        rows = self._rows(prompts, is_truncating)
-        self._check_room(rows, max_new_tokens)
+        rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
+        self.backbone.check_room(rows, max_new_tokens)
         write = partial(self._write, max_new_tokens, decoding)
         answers: list[Answer | None] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
@@ -307,23 +308,7 @@ class ScalableLM:
                 return Explanation(text, (), True)
             queries = self.queries([question], is_truncating=is_truncating)
             retrieved, seen = retriever(queries), retriever.task_distances(queries)
-        used = task_weights(retrieved, 0)
-        candidates = [
-            Candidate(
-                task=record.name,
-                weight=used.get(number, 0.0),
-                probability=float(seen.probabilities[0, number]),
-                distance=float(seen.distances[0, number]),
-                threshold=float(seen.thresholds[0, number]),
-            )
-            for number, record in enumerate(records)
-        ]
-        return Explanation(
-            text,
-            tuple(sorted(candidates, key=lambda c: c.distance)),
-            bool(retrieved.is_abstained[0]),
-            bool(retrieved.is_contested[0]),
-        )
+        return explanation_of(text, records, retrieved, seen)
 
     def retrieve(
         self, questions: Sequence[Prompt], *, queries: Tensor | None = None, is_truncating: bool = False
@@ -360,7 +345,8 @@ class ScalableLM:
         """
 
         def read(prompts: Sequence[Prompt]) -> Tensor:
-            return self.extractor(prompts, self._rows(prompts, is_truncating))
+            rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
+            return self.extractor(prompts, rows)
 
         with self._frozen("retrieve"):
             return retriever(
@@ -371,35 +357,9 @@ class ScalableLM:
         self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
     ) -> Tensor:
         """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
-        rows = self._rows(questions, is_truncating)
+        rows = self.backbone.question_rows(questions, is_truncating=is_truncating)
         with self._frozen("retrieve"):
             return self.extractor(questions, rows, batch_size)
-
-    def _rows(self, prompts: Sequence[Prompt], is_truncating: bool) -> list[Row]:
-        return [
-            self.backbone.row(prompt, is_truncating=is_truncating, where=f"question {i}")
-            for i, prompt in enumerate(prompts, start=1)
-        ]
-
-    def _check_room(self, rows: Sequence[Row], max_new_tokens: int) -> None:
-        if self.backbone.kind is BackboneKind.ENCODER:
-            return
-        is_apart = self.backbone.renderer.is_apart
-        longest = 0 if is_apart else max((len(row.prompt) for row in rows), default=0)
-        if longest + max_new_tokens > self.backbone.window:
-            question = "" if is_apart else f" and the longest question has {longest} tokens"
-            raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}{question}, the "
-                f"window of the backbone holds {self.backbone.window}: lower max_new_tokens"
-            )
-
-    def _retrieval(self) -> RetrievalConfig:
-        """DTKR's settings, the false-refusal rate decided."""
-        config = self.config.retrieval
-        if config.false_refusal_rate is not None:
-            return config
-        can_answer = self.backbone.kind is not BackboneKind.ENCODER
-        return replace(config, false_refusal_rate=0.01 if can_answer else 0.001)
 
     def _expect_own_weights(self) -> None:
         if self.backbone.merged is not (self._merged.merge if self._merged else None):

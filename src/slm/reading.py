@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from slm.answer import Answer
+from slm.answer import Answer, Candidate, Explanation
 from slm.backbone.backbone import Backbone
 from slm.backbone.decode import Prefill, score_labels
 from slm.backbone.generate import Generated
 from slm.backbone.heads import apply_head
-from slm.retrieval.retriever import Retrieved
+from slm.retrieval.retriever import Retrieved, TaskDistances
 from slm.store import TaskRecord
 
 SILENCE = Answer(None, "frozen", 0.0, (), True)
@@ -135,6 +135,32 @@ def read_words(
         for row, written in zip(writing, write(start, writing), strict=True):
             answers[row] = _written(written, used[row], records)
     return [answers[row] for row in range(num_rows)]
+
+
+def explanation_of(question: str, records: Records, retrieved: Retrieved, seen: TaskDistances) -> Explanation:
+    """One question's decision in words.
+
+    Args:
+        question: its text.
+        records: the tasks by number.
+        retrieved: the decision, of one row.
+        seen: how far every task was from it.
+    """
+    used = task_weights(retrieved, 0)
+    candidates = [
+        Candidate(
+            task=record.name,
+            weight=used.get(number, 0.0),
+            probability=float(seen.probabilities[0, number]),
+            distance=float(seen.distances[0, number]),
+            threshold=float(seen.thresholds[0, number]),
+        )
+        for number, record in enumerate(records)
+    ]
+    nearest_first = tuple(sorted(candidates, key=lambda c: c.distance))
+    return Explanation(
+        question, nearest_first, bool(retrieved.is_abstained[0]), bool(retrieved.is_contested[0])
+    )
 
 
 def _written(texts: Sequence[Generated], used: Mapping[int, float], records: Records) -> Answer:

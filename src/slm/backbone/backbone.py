@@ -118,6 +118,34 @@ class Backbone:
         """Tokenize one prompt; see :meth:`slm.backbone.prompts.Renderer.row`."""
         return self.renderer.row(prompt, target, **options)
 
+    def question_rows(self, prompts: Sequence[Prompt], *, is_truncating: bool) -> list[Row]:
+        """Tokenize questions; an error gives the number of the one it is about, from 1.
+
+        Raises:
+            DataError: a question is empty or too long.
+        """
+        return [
+            self.row(prompt, is_truncating=is_truncating, where=f"question {i}")
+            for i, prompt in enumerate(prompts, start=1)
+        ]
+
+    def check_room(self, rows: Sequence[Row], max_new_tokens: int) -> None:
+        """Expect answers of so many tokens to fit into the window, behind the question where it stands there.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.kind is BackboneKind.ENCODER:
+            return
+        is_apart = self.renderer.is_apart
+        longest = 0 if is_apart else max((len(row.prompt) for row in rows), default=0)
+        if longest + max_new_tokens > self.window:
+            question = "" if is_apart else f" and the longest question has {longest} tokens"
+            raise ConfigError(
+                f"max_new_tokens is {max_new_tokens}{question}, the "
+                f"window of the backbone holds {self.window}: lower max_new_tokens"
+            )
+
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Pad rows for this backbone and move them to its device."""
         return self.renderer.batch(rows, self.side).to(self.device)
