@@ -180,7 +180,7 @@ inline void prefetch(const float *values) {
 inline void prefetch(const bfloat16 *values) { __builtin_prefetch(values); }
 
 #ifdef __F16C__
-inline void prefetch(const float16 *values) { __builtin_prefetch(values); }
+inline void prefetch(const float16 *values) { __builtin_prefetch(values, 0, 2); }  // into the second cache: measured
 #endif
 
 // half[v][at + q] += A_q . x_v for Q ranks; what is read next is on its way meanwhile.
