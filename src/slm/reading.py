@@ -143,8 +143,8 @@ def explanation_of(question: str, records: Records, retrieved: Retrieved, seen: 
     Args:
         question: its text.
         records: the tasks by number.
-        retrieved: the decision, of one row.
-        seen: how far every task was from it.
+        retrieved: the decision, of this one row.
+        seen: how far every task was from it, (1, t).
     """
     used = task_weights(retrieved, 0)
     candidates = [

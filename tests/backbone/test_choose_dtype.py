@@ -28,7 +28,7 @@ def test_auto_chooses_a_device_and_a_dtype_without_a_backbone():
         ({"avx512_bf16", "avx512_fp16", "amx_bf16"}, True),
     ],
 )
-def test_bfloat16_is_fast_with_tiles_or_where_it_is_not_what_is_left_of_them(
+def test_bfloat16_is_fast_with_tiles_and_on_processors_that_were_never_built_with_any(
     monkeypatch, instructions, is_fast
 ):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
@@ -39,4 +39,10 @@ def test_bfloat16_is_fast_with_tiles_or_where_it_is_not_what_is_left_of_them(
 def test_a_processor_without_its_widest_vectors_has_no_fast_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert not has_fast_bfloat16()
+
+
+def test_a_torch_that_names_no_instructions_has_no_fast_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not has_fast_bfloat16()

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,11 +208,12 @@ def has_fast_bfloat16() -> bool:
 
     They are with matrix tiles (AMX), and with AVX-512's bfloat16 alone on processors without AVX-512's
     float16. Those with both were built with tiles, and where a virtual machine hides these, what is left
-    multiplies bfloat16 at half the rate of float32 (``docs/log.md``).
+    multiplies bfloat16 at half the rate of float32 (``docs/log.md``). Where torch is too
+    old to name a processor's instructions, none are known.
     """
-    has = torch.cpu.get_capabilities()
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
+    has: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("amx_bf16") or (has.get("avx512_bf16") and not has.get("avx512_fp16")))
 
 
