@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,18 +41,6 @@ def texts(num_articles: int = 200, num_questions: int = 600) -> list[str]:
     return lines + [str(example.prompt) for example in question_languages(num_questions, 0).examples]
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, which on a busy machine holds up every step."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
-
-
-@one_thread()
 def train_t5(folder: Path) -> float:
     """Train the model, write it to a folder as transformers does, and return its last losses' mean."""
     words = tokenizer(TEMPLATES["sequence-to-sequence"])
