@@ -176,7 +176,11 @@ def test_a_fold_is_the_layer_with_its_weight_changed_whichever_way_round_it_is_k
     assert torch.equal(layer.weight, before)
 
 
-def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_few_bits_or_for_gradients():
+def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_few_bits_or_for_gradients(monkeypatch):
+    folded = []
+    monkeypatch.setattr(RowBinding, "_fold", lambda *_: folded.append(True))
+    monkeypatch.setattr(RowBinding, "_add", lambda _, y, *__: y)
+
     class Own(nn.Linear):
         def forward(self, x):
             return super().forward(x) + 1
@@ -193,7 +197,9 @@ def test_nothing_is_folded_into_a_layer_of_a_kind_of_its_own_or_of_few_bits_or_f
     ):
         bound = Reparameterizer(nn.Sequential(layer).requires_grad_(False), ["0"], dtype)
         bound.bind(alike())
-        assert bound.layers["0"].binding._is_foldable(layer, given) == is_foldable
+        bound.layers["0"].binding.bend(layer, given)
+        assert folded == [True] * is_foldable
+        folded.clear()
 
 
 def test_gradients_pass_through_a_bent_layer_as_through_its_full_weight_change():
@@ -228,10 +234,10 @@ def test_the_kernel_gives_a_row_the_same_bits_beside_rows_that_share_its_increme
     bound.bind(Mixture(increments, slots, weights))
     x = torch.randn(23, num_tokens, NUM_IN, generator=draw).to(dtype)
     y = torch.randn(23, num_tokens, NUM_OUT, generator=draw).to(dtype)
-    together = bound.layers["0"].binding.add(y.clone(), x)
+    together = bound.layers["0"].binding.bend(lambda _: y.clone(), x)
     for i in range(23):
         with bound.selected(torch.tensor([i])):
-            alone = bound.layers["0"].binding.add(y[i : i + 1].clone(), x[i : i + 1])
+            alone = bound.layers["0"].binding.bend(lambda _, i=i: y[i : i + 1].clone(), x[i : i + 1])
         assert torch.equal(alone[0], together[i])
         assert torch.equal(alone[0], y[i]) == (i % 5 == 0)
 
@@ -276,7 +282,8 @@ def test_the_kernel_reads_and_rounds_every_width_as_torch_does(num_in, num_out, 
     y = torch.randint(-9, 10, (2, 1, num_out), generator=draw).to(dtype)
     y[0, 0, -1], y[1, 0, 0] = torch.nan, torch.inf
     exact = y.double() + full_change(pair, x)
-    assert torch.equal(bound.layers["0"].binding.add(y, x).nan_to_num(7, 8), exact.to(dtype).nan_to_num(7, 8))
+    bent = bound.layers["0"].binding.bend(lambda _: y, x)
+    assert torch.equal(bent.nan_to_num(7, 8), exact.to(dtype).nan_to_num(7, 8))
 
 
 def full_change(pair: LowRankPair, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ All give the same sums; which one is taken depends on sizes and the device (``do
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -128,6 +128,22 @@ class Rows:
         return self._bags[stride]
 
 
+class _Way(NamedTuple):
+    """What was chosen for inputs of some shape.
+
+    Attributes:
+        shape: of the input.
+        is_folded: whether the changed weight is formed.
+        dtype: of the input and the output that the kernel reads and writes.
+        call: what the kernel is given beside them; None where it is not taken.
+    """
+
+    shape: torch.Size
+    is_folded: bool
+    dtype: torch.dtype
+    call: Any
+
+
 @final
 class RowBinding:
     """The change of one layer, each row with its own mixture.
@@ -137,15 +153,13 @@ class RowBinding:
         rows: the batch.
     """
 
-    __slots__ = ("_call", "_folds", "_gathered", "_kernel", "_rows", "_shelf", "_stacked")
+    __slots__ = ("_gathered", "_kernel", "_rows", "_shelf", "_stacked", "_way")
 
     def __init__(self, shelf: Shelf, rows: Rows) -> None:
         self._shelf, self._rows = shelf, rows
         is_small = shelf.device.type == "cpu" and rows.row_rank <= MAX_RANK
-        self._kernel = row_kernel(shelf.dtype, shelf.down.dtype) if is_small else None
-        # What was chosen for an input of some shape; layers are called with the same one step after step.
-        self._call: tuple[torch.Size, Any] | None = None
-        self._folds: tuple[torch.Size, bool] | None = None
+        self._kernel: Any = row_kernel(shelf.dtype, shelf.down.dtype) if is_small else None
+        self._way: _Way | None = None
         self._stacked: tuple[Tensor, Tensor] | None = None
         self._gathered: tuple[Tensor, Tensor] | None = None
 
@@ -154,56 +168,65 @@ class RowBinding:
         return RowBinding(self._shelf, rows)
 
     def bend(self, layer: nn.Module, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """W x + bias + Σ_k w_bk s_k B_k A_k x_b for row b."""
-        return self._fold(layer, x) if self._is_foldable(layer, x) else self.add(layer(x), x)
+        """W x + bias + Σ_k w_bk s_k B_k A_k x_b for row b.
 
-    def add(self, y: Float[Tensor, "... O"], x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
-        """The output y plus Σ_k w_bk s_k B_k A_k x_b for row b; y may be written to."""
+        Raises:
+            BackboneError: rows differ, and x is not one input a row.
+        """
+        is_plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+        if is_plain:  # only the ways that can be compiled and differentiated will do
+            self._check_rows(x)
+            return self._add(layer(x), x, is_plain)
+        way = self._way
+        if way is None or way.shape != x.shape:
+            way = self._way = self._choose(layer, x)
+        if way.is_folded:
+            return self._fold(layer, x)
+        y: Tensor = layer(x)
+        is_flat = x.is_contiguous() and y.is_contiguous()
+        if way.call is None or not is_flat or not x.dtype == y.dtype == way.dtype:
+            return self._add(y, x, is_plain)
+        self._kernel(x.data_ptr(), y.data_ptr(), way.call)
+        return y
+
+    def _check_rows(self, x: Tensor) -> None:
         rows = self._rows
         if not rows.is_shared and (x.ndim != 3 or x.shape[0] != rows.num_rows):
             raise BackboneError(
                 f"a layer got input of shape {tuple(x.shape)} while {rows.num_rows} rows are bound: "
                 "give one input per row, and select a row as often as it has beams or samples"
             )
-        is_plain = _is_plain(x)
-        if not is_plain and self._kernel is not None and (call := self._kernel_call(x, y)) is not None:
-            self._kernel(x.data_ptr(), y.data_ptr(), call)
-            return y
-        if rows.is_stackable:
+
+    def _choose(self, layer: nn.Module, x: Tensor) -> _Way:
+        """What is cheapest for inputs of this shape; layers get the same shape step after step."""
+        self._check_rows(x)
+        is_folded = self._rows.is_shared and self._is_fold_cheap(layer, x)
+        return _Way(x.shape, is_folded, self._shelf.dtype, None if is_folded else self._kernel_call(x))
+
+    def _kernel_call(self, x: Tensor) -> Any:
+        """What the kernel is given beside x and y; None where it is not the cheapest way."""
+        rows, down, up = self._rows, self._shelf.down, self._shelf.up
+        num_rows, num_slots = rows.slots.shape
+        num_tokens = x.numel() // (num_rows * x.shape[-1])
+        if self._kernel is None or num_tokens > (MAX_KERNEL_ALIKE if rows.is_shared else MAX_KERNEL_TOKENS):
+            return None
+        sizes = num_rows, num_tokens, num_slots, rows.rank, down.shape[1], down.shape[2], up.shape[2]
+        return kernel_call((down, up, rows.slots, rows.weights, rows.order), sizes)
+
+    def _add(self, y: Tensor, x: Tensor, is_plain: bool) -> Tensor:
+        """The output y, which may be written to, plus the change, by products of torch's own."""
+        if self._rows.is_stackable:
             return self._add_stacked(y, x)
         is_small = not is_plain and x.shape[1] == 1 and x.device.type == "cpu"
         if is_small and self._shelf.down.dtype == x.dtype:
             return self._add_bags(y, x)
         return self._add_gathered(y, x)
 
-    def _kernel_call(self, x: Tensor, y: Tensor) -> Any:
-        """What the kernel is given beside x and y; None where it is not the cheapest way."""
-        if not (x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype == self._shelf.dtype):
-            return None
-        if self._call is None or self._call[0] != x.shape:
-            rows, down, up = self._rows, self._shelf.down, self._shelf.up
-            num_rows, num_slots = rows.slots.shape
-            num_tokens = x.numel() // (num_rows * x.shape[-1])
-            call = None
-            if num_tokens <= (MAX_KERNEL_ALIKE if rows.is_shared else MAX_KERNEL_TOKENS):
-                features = x.shape[-1], y.shape[-1]
-                sizes = num_rows, num_tokens, num_slots, rows.rank, down.shape[1], *features
-                call = kernel_call((down, up, rows.slots, rows.weights, rows.order), sizes)
-            self._call = x.shape, call
-        return self._call[1]
-
-    def _is_foldable(self, layer: nn.Module, x: Tensor) -> bool:
+    def _is_fold_cheap(self, layer: nn.Module, x: Tensor) -> bool:
         """Whether forming the changed weight is the cheapest way, and loses nothing.
 
         In a weight of 8 or 11 bits a change below half a bit vanishes, so only float32 ones are folded into.
         """
-        if not self._rows.is_shared or _is_plain(x):
-            return False
-        if self._folds is None or self._folds[0] != x.shape:
-            self._folds = x.shape, self._is_fold_cheap(layer, x)
-        return self._folds[1]
-
-    def _is_fold_cheap(self, layer: nn.Module, x: Tensor) -> bool:
         num_in, num_out = self._shelf.num_in, self._shelf.num_out
         num_moved = x.numel() // num_in * (num_in + 2 * num_out)  # x is read, y is read and written
         if num_moved < FOLDED_EXCESS * num_in * num_out or type(layer) not in LINEAR:
@@ -265,8 +288,3 @@ class RowBinding:
         halves = (half[:, : self._rows.rank] for half in (self._shelf.down, self._shelf.up))
         down, up = (half.index_select(0, slots).to(self._shelf.dtype) for half in halves)
         return down, up
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether only the ways that can be compiled and differentiated will do: stacked and gathered."""
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
