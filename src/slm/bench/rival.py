@@ -58,7 +58,8 @@ class Rival(abc.ABC):
         is_joint: whether it sees all tasks at once, with :meth:`learn_all`; such a method is a bound.
         defaults: settings of the method, and their values where a suite gives none.
         settings: the defaults, and what the suite gives instead.
-        borrowed_s: seconds of learning that an earlier cell of the run has spent in this one's place.
+        borrowed_s: seconds of learning that an earlier cell of the run has spent in this one's place, less
+            those that this one spent on waiting for it and on taking it over.
     """
 
     name: ClassVar[str]

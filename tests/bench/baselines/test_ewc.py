@@ -42,6 +42,18 @@ def test_the_fisher_information_is_the_mean_squared_gradient_of_each_row_by_itse
     torch.testing.assert_close(found["head.bias"], by_hand.detach() / 3)
 
 
+def test_labels_that_a_task_could_not_answer_with_are_of_no_importance_to_it(setup):
+    for masks, is_open in ((1.0, False), (0.0, True)):
+        method = rival("ewc")(setup("BERT", {"masks_labels": masks}))
+        method.learn(colours())
+        before = method.precision["head.bias"].clone()
+        method.learn(sizes())
+        gained = method.precision["head.bias"][: len(before)] - before
+        assert bool((gained > 0).any()) == is_open
+        assert bool((method.precision["head.bias"][len(before) :] > 0).all())
+        assert method.knowledge.head.open_labels is None
+
+
 def test_the_one_parabola_is_the_sum_of_the_tasks_up_to_a_constant(setup):
     method = rival("ewc")(setup("BERT", {"strength": 3.0}))
     anchors, informations = [], []

@@ -81,7 +81,7 @@ def test_the_pool_takes_the_prompts_of_the_nearest_keys_and_pulls_these_keys_alo
         assert torch.equal(prompts[row], torch.cat([pool.prompts[n] for n in best]))
         lost += sum(1 - cosines[n] for n in best)
         used |= set(best)
-    assert float(pull.detach()) == pytest.approx(0.5 * lost / 4, rel=1e-4)
+    assert float(pull.detach()) == pytest.approx(0.5 * lost / 2, rel=1e-4)
     pull.backward()
     moved = {n for n in range(6) if float(pool.keys.grad[n].abs().sum()) > 0}
     assert moved == used

@@ -1,6 +1,7 @@
 """EWC, elastic weight consolidation (Kirkpatrick et al. 2017): important weights are held where they were.
 
-After task i the diagonal Fisher information F_i of its loss is taken at the learned parameters θ_i. Later
+After task i the diagonal Fisher information F_i of the loss it learned with (its own labels the only possible
+ones, where ``masks_labels``) is taken at the learned parameters θ_i. Later
 tasks are learned with the penalty
 
     strength / 2 · Σ_i Σ_p F_ip (θ_p − θ_ip)²

@@ -142,9 +142,9 @@ class IsolatedRival(Rival):
 
     def learn(self, task: Task) -> None:
         """Learn the task by itself, and commit what was learned."""
+        begun = time.perf_counter()
         learned = learn_alone(self.setup, self.learning_config, task)
-        if not learned.is_new:
-            self.borrowed_s += learned.time_s
+        self.borrowed_s += learned.time_s - (time.perf_counter() - begun)
         record = learned.record
         self.model.store.commit(
             task.name,
@@ -187,12 +187,13 @@ class IsolatedRival(Rival):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all tasks' files and keys."""
+        """Bytes of all tasks' files and keys and of the background, without the store's caches."""
         store = self.model.store
         records = store.tasks()
-        keys = store.all_keys(records, has_scatter=False)
-        files = sum(store.size_bytes(record) for record in records)
-        return files + sum(own.means.numel() * own.means.element_size() for own in keys)
+        kept = [own.means for own in store.all_keys(records, has_scatter=False)]
+        if self.model.config.retrieval.form == "gaussian" and store.background is not None:
+            kept += [store.background.mean, store.background.scatter]
+        return sum(store.size_bytes(record) for record in records) + sum(half.nbytes for half in kept)
 
 
 def options_of(setup: Setup) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A frozen query of the row (mean of its words after the last layer) takes the N prompts of the nearest keys
 by cosine. Prompts, keys and the shared head learn together; the loss is the task's plus
 
-    pull · mean over the chosen keys of (1 − cos(query, key))
+    pull · mean over the rows of the sum over the chosen keys of (1 − cos(query, key))
 
 As in its release, a task is learned with its own labels as the only possible ones (``masks_labels``). Two
 things differ from it: the head reads the mean of prompts and words, which suits sentence encoders better
@@ -75,7 +75,7 @@ class Pool(Prompted):
     def choose(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The prompts of the nearest keys side by side, and how far those keys still are."""
         numbers, cosines = self.nearest(self.queries(batch))
-        return self.prompts[numbers].flatten(1, 2), self.pull * (1 - cosines).mean()
+        return self.prompts[numbers].flatten(1, 2), self.pull * (1 - cosines).sum(1).mean()
 
     def prompt_parameters(self) -> list[nn.Parameter]:
         """Prompts and keys."""

@@ -120,7 +120,7 @@ class SharedRival(Rival):
         return rows
 
     def after(self, task: Task, rows: Sequence[TrainingRow]) -> None:
-        """What the method does once a task is learned, while its rows are there."""
+        """What the method does once a task is learned, its rows still there, its labels still limited."""
 
     def learn(self, task: Task) -> None:
         """Train what is shared on this task."""
@@ -139,10 +139,10 @@ class SharedRival(Rival):
             knowledge.limit(labels if self.settings["masks_labels"] else None)
             title = f"{self.name} learning {tasks[0].name}"
             fit(knowledge, backbone, self.mix(train), validation, self.config, title)
-            knowledge.limit(None)
             expect_finite(knowledge, tasks[0].name, self.config.learning_rate)
             for task in tasks:
                 self.after(task, train)
+            knowledge.limit(None)
 
     def ask(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """The best of all labels seen so far, or a freely written text."""
