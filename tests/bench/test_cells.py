@@ -16,10 +16,11 @@ def test_a_cell_is_kept_once_and_a_second_result_changes_nothing(tmp_path):
     folder, cell = RunFolder(tmp_path / "run"), Cell("slm", "8", 0)
     folder.begin(WHAT)
     assert not folder.has(cell)
-    folder.keep(cell, {"score": 1})
-    folder.keep(cell, {"score": 2})
+    first = {"cell": {}, "settings": {}, "scores": [[1]]}
+    folder.keep(cell, first)
+    folder.keep(cell, {**first, "scores": [[2]]})
     assert folder.has(cell)
-    assert folder.results() == [{"score": 1}]
+    assert folder.results() == [folder.result(cell)] == [first]
     assert [p.name for p in (tmp_path / "run" / "cells").iterdir()] == ["slm--order-8--seed-0.json"]
 
 
@@ -34,6 +35,15 @@ def test_a_run_goes_on_where_it_was_and_refuses_another_one(tmp_path):
     assert RunFolder(tmp_path).description() == WHAT
     with pytest.raises(ConfigError, match="differ in digest and data from what is asked for: choose another"):
         RunFolder(tmp_path).begin({**WHAT, "digest": "e", "data": {}})
+
+
+def test_two_that_begin_at_once_go_on_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: False)  # as the slower one saw it
+    for _ in range(2):
+        RunFolder(tmp_path).begin(WHAT)
+    RunFolder(tmp_path / "other").begin({**WHAT, "outside_data": {"b": "2"}})
+    with pytest.raises(ConfigError, match="differ in data of tasks outside"):
+        RunFolder(tmp_path / "other").begin({**WHAT, "outside_data": {"b": "3"}})
 
 
 def test_a_result_that_is_no_number_is_not_written(tmp_path):
@@ -53,6 +63,9 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
         RunFolder(tmp_path).results()
     (tmp_path / "cells" / "x.json").write_text("[]")
     with pytest.raises(DataError, match=r"x.json holds no result"):
+        RunFolder(tmp_path).results()
+    (tmp_path / "cells" / "x.json").write_text("{}")
+    with pytest.raises(DataError, match=r"x.json is no result of a cell, it lacks cell"):
         RunFolder(tmp_path).results()
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from slm.bench.cells import RunFolder
@@ -110,13 +115,50 @@ def test_nothing_in_a_cell_depends_on_the_names_of_tasks(planned, tmp_path):
     assert [(r["scores"], r["confusion"]) for r in own] == [(r["scores"], r["confusion"]) for r in renamed]
 
 
-def test_a_failed_cell_is_told_and_the_others_are_kept(planned):
-    run = planned(methods=("sequential-lora", "slm"), changes={"methods": {"sequential-lora": {"odd": 1.0}}})
+@pytest.mark.parametrize("error", [LearningError("the loss became nan"), TypeError("odd")])
+def test_a_failed_cell_is_told_and_the_others_are_kept(planned, monkeypatch, error):
+    run = planned(methods=("sequential-lora", "slm"))
+    given = run_cell
+
+    def fail(run, cell, num_threads=None):
+        if cell.method == "sequential-lora":
+            raise error
+        return given(run, cell, num_threads)
+
+    monkeypatch.setattr("slm.bench.runner.run_cell", fail)
     with pytest.raises(
-        LearningError, match="1 of 2 cells failed, the others are kept: sequential-lora--order-1"
+        LearningError, match=f"1 of 2 cells failed, the others are kept: sequential-lora.*{error}"
     ):
         run_with_bar(run, 1)
     assert [r["cell"]["method"] for r in RunFolder(run.out).results()] == ["slm"]
+
+
+def test_cells_with_other_settings_of_their_method_do_not_lie_side_by_side(planned):
+    run_with_bar(planned(methods=("ewc",)), 1)
+    other = planned(methods=("ewc",), changes={"methods": {"ewc": {"strength": 7.0}}})
+    with pytest.raises(ConfigError, match=r"with strength 10000, the suite's file says 7: choose another"):
+        run_with_bar(other, 1)
+
+
+def test_workers_leave_when_the_one_they_work_for_is_killed(planned, tmp_path):
+    planned()
+    words = [str(tmp_path / "own.yaml"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "slm.cli.main", "bench", *words, "--jobs", "2"]
+    parent = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers = []
+    while parent.is_running() and len(workers) < 2:
+        workers = [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(workers) == 2
+    assert not alive
+
+
+def test_alone_nothing_joint_is_learned(planned):
+    run = dataclasses.replace(planned(methods=("slm", "joint")), is_alone=True)
+    assert [cell.method for cell in run.cells if cell.order.startswith("alone-")] == ["slm", "slm"]
 
 
 def test_the_command_runs_and_reports(planned, tmp_path, capsys):
@@ -127,18 +169,24 @@ def test_the_command_runs_and_reports(planned, tmp_path, capsys):
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{") :])["leaderboard"][0]["method"].startswith("slm")
     assert main(["bench", *words, "--methods", "slmm"]) == 1
-    assert "method 'slmm' is unknown" in capsys.readouterr().err
+    assert "there is no method 'slmm'" in capsys.readouterr().err
     assert main(["bench", *words, "--methods", "slm", "--test", "3"]) == 1
     assert "choose another --out" in capsys.readouterr().err
     assert main(["bench", "list"]) == 0
     assert "t5-few-shot" in capsys.readouterr().out
 
 
+def test_a_name_said_twice_is_run_once(planned):
+    run = planned(methods=("slm", "slm"), orders=("1", "1"), seeds=("0", "0"))
+    assert len(run.cells) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("emc",)}, "method 'emc' is unknown.*did you mean 'ewc'"),
-        ({"orders": ("9",)}, "order '9' is unknown, known are 1, 2"),
+        ({"methods": ("emc",)}, "no method 'emc', known are .*did you mean 'ewc'"),
+        ({"orders": ("9",)}, "no order '9', known are 1, 2"),
+        ({"changes": {"methods": {"slm": {"odd": 1.0}}}}, "no setting 'odd', known are none"),
         ({"seeds": ("-1",)}, "--seeds must be whole numbers from 0, got '-1'"),
         ({"methods": ()}, "no method was named"),
     ],

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from slm.bench.suite import METRICS, load_suite, suite_names
+from slm.bench.suite import METRICS
 from slm.bench.suite_data import load_tasks, training_task
+from slm.bench.suite_file import load_suite, suite_names
 from slm.config import RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.evaluation.scorers import SCORERS
@@ -63,6 +64,14 @@ def test_every_suite_of_the_package_is_complete(name):
     for order in suite.orders.values():
         assert sorted(order) == sorted(suite.tasks)
     assert set(suite.metrics.values()) <= set(SCORERS)
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_no_input_names_its_task_or_where_it_comes_from(name):
+    for task, source in load_suite(name).sources.items():
+        ids = {task, source.hub.path.split("/")[-1], source.hub.configuration} if source.hub else {task}
+        for word in ids - {"", "main", "default"}:
+            assert word.lower() not in source.input.lower()
 
 
 def test_the_benchmarks_of_the_field_are_there_in_their_orders():
@@ -154,6 +163,19 @@ def test_an_order_of_one_task_is_that_task_alone(own):
         ("num_epochs: 1", "num_epoch: 1", "unknown setting 'num_epoch', did you mean 'num_epochs'"),
         ('orders: ["1"]', 'orders: ["7"]', "no order '7', known are 1, 2"),
         ("presets:", "presets: [", "is no YAML"),
+        ("label_words:", "label_word:", "unknown name 'label_word', known are .*did you mean 'label_words'"),
+        ("train: 6", "trian: 6", "preset cpu has an unknown name 'trian', .*did you mean 'train'"),
+        ("test: 4", 'test: "4"', "preset cpu: test must be a whole number from 0, got '4'"),
+        ("seeds: [0]", "seeds: [x]", "preset cpu: seeds must be a whole number from 0, got 'x'"),
+        ("seeds: [0]", "seeds: [0]\n    methods: {ewcc: {strength: 1}}", "unknown name 'ewcc', .*'ewc'"),
+        ("seeds: [0]", "seeds: [0]\n    methods: {ewc: {strength: much}}", "ewc strength must be a number"),
+        (
+            "hues: {kind: classification, metric: accuracy}",
+            "hues: {kind: classification, metric: acc}",
+            "no metric",
+        ),
+        ("  hues: {kind", "  hues: {kidn", "source hues has an unknown name 'kidn'"),
+        ("sources:\n", "sources:\nx:\n", "unknown name 'x'"),
     ],
 )
 def test_a_broken_suite_is_refused_with_what_is_wrong(tmp_path, old, new, message):
@@ -161,6 +183,16 @@ def test_a_broken_suite_is_refused_with_what_is_wrong(tmp_path, old, new, messag
     (tmp_path / "own.yaml").write_text(SUITE.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         load_suite(tmp_path / "own.yaml")
+
+
+def test_numbers_as_yaml_writes_them_are_taken_for_what_they_are(tmp_path):
+    text = SUITE.replace('orders: ["1"]', "orders: [1]").replace(
+        "seeds: [0]", "seeds: [0]\n    methods: {ewc: {strength: 1e5}}"
+    )
+    (tmp_path / "own.yaml").write_text(text)
+    preset = load_suite(tmp_path / "own.yaml").preset("cpu")
+    assert preset.orders == ("1",)
+    assert preset.methods == {"ewc": {"strength": 1e5}}
 
 
 def test_an_unknown_suite_or_preset_names_the_nearest(own):

@@ -62,7 +62,7 @@ class RunFolder:
         """
         try:
             (self.path / CELLS).mkdir(parents=True, exist_ok=True)
-            if not (self.path / RUN_FILE).exists():
+            with contextlib.suppress(FileExistsError):  # another runner may have been a moment faster
                 _write_new(self.path / RUN_FILE, description)
                 return
         except OSError as error:
@@ -71,6 +71,8 @@ class RunFolder:
             ) from None
         held = self.description()
         differing = [name for name in ("digest", "data", "backbone") if held.get(name) != description[name]]
+        if held.get("outside_data", description.get("outside_data")) != description.get("outside_data"):
+            differing.append("data of tasks outside")
         if differing:
             raise ConfigError(
                 f"{self.path} holds results of suite {held.get('suite')}, preset {held.get('preset')}, which "
@@ -90,9 +92,27 @@ class RunFolder:
         return self._file(cell).exists()
 
     def keep(self, cell: Cell, result: Mapping[str, Any]) -> None:
-        """Write the result of a cell; one that is there already stays."""
-        with contextlib.suppress(FileExistsError):
-            _write_new(self._file(cell), result)
+        """Write the result of a cell; one that is there already stays.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            with contextlib.suppress(FileExistsError):
+                _write_new(self._file(cell), result)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file(cell)} cannot be written ({error.strerror}): see to the disk and run the same "
+                "command again"
+            ) from None
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """What a finished cell says.
+
+        Raises:
+            DataError: its file is missing or damaged.
+        """
+        return _read_cell(self._file(cell))
 
     def results(self) -> list[dict[str, Any]]:
         """All finished cells, by name.
@@ -100,7 +120,7 @@ class RunFolder:
         Raises:
             DataError: a file is damaged.
         """
-        return [_read(file) for file in sorted((self.path / CELLS).glob("*.json"))]
+        return [_read_cell(file) for file in sorted((self.path / CELLS).glob("*.json"))]
 
     def _file(self, cell: Cell) -> Path:
         return self.path / CELLS / f"{cell.name}.json"
@@ -133,4 +153,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error}): delete it and run its cell again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path} holds no result: delete it and run its cell again")
+    return found
+
+
+def _read_cell(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    if missing := sorted({"cell", "settings", "scores"} - set(found)):
+        raise DataError(f"{path} is no result of a cell, it lacks {missing[0]}: delete it and run it again")
     return found

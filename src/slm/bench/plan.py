@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from slm.bench.baselines import NAMES
+from slm.bench.baselines import NAMES, rival
 from slm.bench.cells import Cell
+from slm.bench.rival import settle
 from slm.bench.runner import Run, run_suite
-from slm.bench.suite import load_suite
+from slm.bench.suite import nearest
+from slm.bench.suite_file import load_suite
 from slm.errors import ConfigError
 
 
@@ -41,23 +42,26 @@ def plan_run(
         is_alone: whether every task is learned alone too.
 
     Raises:
-        ConfigError: a name is unknown, or a seed is no number.
+        ConfigError: a name is unknown, a method has no such setting, or a seed is no number.
     """
     chosen = load_suite(suite)
     scale = replace(chosen.preset(preset), **changes)
     if orders is not None:
         _check("order", orders, list(chosen.orders))
-        scale = replace(scale, orders=tuple(orders))
+        scale = replace(scale, orders=tuple(dict.fromkeys(orders)))
     if seeds is not None:
         bad = [seed for seed in seeds if not seed.isdecimal()]
         if bad:
             raise ConfigError(f"--seeds must be whole numbers from 0, got {bad[0]!r}: write --seeds 0,1,2")
-        scale = replace(scale, seeds=tuple(map(int, seeds)))
+        scale = replace(scale, seeds=tuple(dict.fromkeys(map(int, seeds))))
     if methods is not None:
         _check("method", methods, list(NAMES))
+    chosen_methods = tuple(dict.fromkeys(methods or NAMES))
+    for method in chosen_methods:
+        settle(scale.methods.get(method, {}), rival(method).defaults)
     data, out = places
     options = {name: value for name, value in changes.items() if value is not None}
-    return Run(chosen, scale, tuple(methods or NAMES), data, out, is_alone, options)
+    return Run(chosen, scale, chosen_methods, data, out, is_alone, options)
 
 
 def run_with_bar(run: Run, num_jobs: int | None) -> int:
@@ -84,6 +88,4 @@ def _check(what: str, names: Sequence[str], known: list[str]) -> None:
         raise ConfigError(f"no {what} was named, known are {', '.join(known)}: name at least one")
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            mend = f"did you mean {near[0]!r}?" if near else "use one of these"
-            raise ConfigError(f"{what} {name!r} is unknown, known are {', '.join(known)}: {mend}")
+            raise ConfigError(f"there is no {nearest(what, name, known)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import ClassVar
 from slm.answer import Answer
 from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Prompt
+from slm.bench.suite import nearest
 from slm.config import Config
 from slm.errors import ConfigError
 from slm.tasks import Stream, Task
@@ -71,7 +71,7 @@ class Rival(abc.ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.settings = _settle(setup.settings, self.defaults)
+        self.settings = settle(setup.settings, self.defaults)
         self.borrowed_s = 0.0
 
     @abc.abstractmethod
@@ -113,10 +113,13 @@ class Rival(abc.ABC):
         return None
 
 
-def _settle(given: Mapping[str, float], defaults: Mapping[str, float]) -> dict[str, float]:
+def settle(given: Mapping[str, float], defaults: Mapping[str, float]) -> dict[str, float]:
+    """The settings of a method: the defaults, and what is given instead.
+
+    Raises:
+        ConfigError: a given one is none of the method's.
+    """
     for name in given:
         if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(defaults) or 'none'}"
-            raise ConfigError(f"unknown setting {name!r} of a method{hint}")
+            raise ConfigError(f"there is no {nearest('setting', name, defaults)}")
     return {**defaults, **given}

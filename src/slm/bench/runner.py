@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from slm.bench.cells import Cell, RunFolder
+from slm.bench.environment import environment
 from slm.bench.suite import ALONE, METRICS, Preset, Suite
 from slm.bench.suite_data import load_tasks, training_task
 from slm.errors import ConfigError, LearningError, SlmError
@@ -51,7 +50,9 @@ class Run:
 
     @property
     def cells(self) -> list[Cell]:
-        """Every cell, orders outermost, so that methods can be compared early."""
+        """Every cell, orders outermost so that methods compare early; a joint method has none alone."""
+        from slm.bench.baselines import rival
+
         shots = self.preset.per_label or (None,)
         alone = self.suite.tasks if self.is_alone else ()
         return [
@@ -60,6 +61,7 @@ class Run:
             for seed in self.preset.seeds
             for per_label in shots
             for method in self.methods
+            if not (order.startswith(ALONE) and rival(method).is_joint)
         ]
 
 
@@ -76,13 +78,14 @@ def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell,
         The number of cells computed.
 
     Raises:
-        ConfigError: the folder holds results of something else.
+        ConfigError: the folder holds results of something else, or cannot be written.
         LearningError: cells failed; the others are kept.
     """
-    tasks = load_tasks(run.suite, run.data, run.suite.tasks)
+    tasks = load_tasks(run.suite, run.data, (*run.suite.tasks, *run.suite.outside))
     folder = RunFolder(run.out)
     folder.begin(describe(run, tasks))
     left = [cell for cell in run.cells if not folder.has(cell)]
+    _expect_same_settings(run, folder)
     if num_jobs is None:
         num_jobs = jobs_that_fit()
     failures = {}
@@ -98,12 +101,28 @@ def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell,
     return len(left)
 
 
+def _expect_same_settings(run: Run, folder: RunFolder) -> None:
+    """Refuse to go on beside cells whose method had other settings from the suite's file."""
+    for cell in run.cells:
+        if not folder.has(cell):
+            continue
+        held = folder.result(cell)["settings"]
+        for name, value in run.preset.methods.get(cell.method, {}).items():
+            if held.get(name, value) != value:
+                raise ConfigError(
+                    f"{folder.path} holds {cell.name} with {name} {held[name]:g}, the suite's file says "
+                    f"{value:g}: choose another --out"
+                )
+
+
 def describe(run: Run, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """What ``run.json`` says of a run."""
+    """What ``run.json`` says of a run, given its tasks, those outside included."""
     replayed = sum(
         len(example.prompt_text.encode()) + len((example.target or "").encode())
-        for task in tasks.values()
-        for example in training_task(task, run.preset, next(iter(run.preset.per_label), None), 0).examples
+        for name in run.suite.tasks
+        for example in training_task(
+            tasks[name], run.preset, next(iter(run.preset.per_label), None), 0
+        ).examples
     )
     return {
         "suite": run.suite.name,
@@ -114,16 +133,20 @@ def describe(run: Run, tasks: Mapping[str, Task]) -> dict[str, Any]:
         "backbone": run.preset.backbone,
         "options": dict(run.options),
         "digest": run.suite.digest(run.preset),
-        "data": {name: tasks[name].digest() for name in sorted(tasks)},
+        "data": {name: tasks[name].digest() for name in sorted(run.suite.tasks)},
+        "outside_data": {name: tasks[name].digest() for name in sorted(run.suite.outside)},
         "metrics_version": METRICS,
-        "bytes_per_task_of_1_percent": replayed / 100 / len(tasks),
+        "bytes_per_task_of_1_percent": replayed / 100 / len(run.suite.tasks),
     }
 
 
 def jobs_that_fit() -> int:
-    """Cells that cores and free memory allow at once."""
+    """Cells that cores and free memory allow at once; a single one where they would share a GPU."""
     import psutil
+    import torch
 
+    if torch.cuda.is_available():
+        return 1
     free = int(psutil.virtual_memory().available)
     return max(1, min(len(os.sched_getaffinity(0)), free // _BYTES_PER_CELL))
 
@@ -135,26 +158,47 @@ def _results(run: Run, cells: Sequence[Cell], num_jobs: int) -> Iterator[tuple[C
             yield cell, _attempt(run, cell, None)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // num_jobs)
-    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        num_jobs, get_context("spawn"), initializer=_leave_with, initargs=(os.getpid(),)
+    )
+    try:
         pending = {pool.submit(_attempt, run, cell, threads): cell for cell in cells}
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell = pending.pop(future)
-                try:
-                    yield cell, future.result()
-                except BrokenProcessPool:
+            ended = {pending.pop(future): future for future in done}
+            yield from ((cell, future.result()) for cell, future in ended.items() if not future.exception())
+            for cell, future in ended.items():
+                if isinstance(future.exception(), BrokenProcessPool):
                     raise LearningError(
                         f"a process of {cell.name} or beside it was killed, perhaps for want of memory: "
                         "run the same command again, with --jobs 1 if it happens again"
-                    ) from None
+                    )
+                future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one it works for is gone, killed perhaps; it would compute for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(run: Run, cell: Cell, num_threads: int | None) -> dict[str, Any] | str:
+    """The result of a cell, or what went wrong: a defect in one must not cost the others."""
     try:
         return run_cell(run, cell, num_threads)
     except SlmError as error:
         return str(error)
+    except Exception as error:
+        if os.environ.get("SLM_DEBUG"):
+            raise
+        return f"{type(error).__name__} ({error}), a defect: SLM_DEBUG=1 shows the traceback"
 
 
 def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, Any]:
@@ -169,6 +213,7 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     suite, preset = run.suite, run.preset
+    circumstances = environment()
     begun, started = time.perf_counter(), datetime.now(timezone.utc)
     loaded = _tasks(suite, run.data)
     order = suite.order(cell.order)
@@ -189,7 +234,7 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
         outside = {name: loaded[name] for name in suite.outside}
         drift = (
             measure_drift(method, outside, preset.outside_test, suite.metrics)
-            if outside and not method.needs_task_id
+            if outside and not method.needs_task_id and len(order) > 1
             else None
         )
     return {
@@ -208,7 +253,7 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
         "digest": suite.digest(preset),
         "started": started.isoformat(timespec="seconds"),
         "time_s": round(time.perf_counter() - begun, 1),
-        "environment": environment(),
+        "environment": circumstances,
     }
 
 
@@ -233,33 +278,6 @@ def _backbone(preset: Preset) -> Any:
 
     of = (preset.backbone, preset.config.backbone)
     return _once("backbone", of, lambda: load_backbone(*of))
-
-
-@lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit: whatever a number may depend on."""
-    import torch
-    import transformers
-
-    import slm
-
-    def git(*words: str) -> str:
-        here = Path(slm.__file__).parent
-        found = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    is_changed = bool(git("status", "--porcelain", "--", "."))
-    return {
-        "commit": git("rev-parse", "HEAD") + (" with changes" if is_changed else ""),
-        "slm": slm.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "num_cores": len(os.sched_getaffinity(0)),
-        "num_threads": torch.get_num_threads(),
-    }
 
 
 def check_jobs(num_jobs: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Suites: a benchmark is a versioned YAML file, and this is how it is read."""
+"""Suites: what a benchmark's versioned YAML file says, once it is read (:mod:`slm.bench.suite_file`)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from slm.config import Config
 from slm.errors import ConfigError
 
-SOURCES = "sources"
-"""The file beside the suites that says where their tasks come from."""
 ALONE = "alone-"
 """Begins the name of an order of one task, with which forward transfer is measured."""
-PROMPTS = ("plain", "chat")
-TRUNCATIONS = ("middle",)
 METRICS = 1
 """Version of the formulas and scorers of :mod:`slm.evaluation`; it goes up when one of them changes."""
 
@@ -103,7 +97,7 @@ class Suite:
 
     Attributes:
         name: of the file.
-        version: goes up when anything in the file changes what is measured.
+        version: goes up with a release that measures something else.
         title: one line.
         tasks: names.
         orders: name -> tasks in order of arrival.
@@ -132,7 +126,7 @@ class Suite:
             ConfigError: there is none.
         """
         if name not in self.presets:
-            raise ConfigError(f"suite {self.name!r} has no {_nearest('preset', name, list(self.presets))}")
+            raise ConfigError(f"suite {self.name!r} has no {nearest('preset', name, self.presets)}")
         return self.presets[name]
 
     def order(self, name: str) -> tuple[str, ...]:
@@ -157,114 +151,8 @@ class Suite:
         return hashlib.sha256(json.dumps([held, METRICS], sort_keys=True).encode()).hexdigest()
 
 
-def suite_names() -> tuple[str, ...]:
-    """Names of the suites that come with the package."""
-    found = (Path(str(entry)).stem for entry in _folder().iterdir() if str(entry).endswith(".yaml"))
-    return tuple(sorted(name for name in found if name != SOURCES))
-
-
-def load_suite(name: str | Path) -> Suite:
-    """Read a suite that comes with the package, or a .yaml file of one's own.
-
-    Raises:
-        ConfigError: there is none of that name, or the file does not describe a suite.
-    """
-    text, origin = _read(str(name))
-    found = _parse(text, origin)
-    sources = _parse(_folder().joinpath(f"{SOURCES}.yaml").read_text(encoding="utf-8"), SOURCES)["sources"]
-    sources = {**sources, **found.pop("sources", {})}
-    try:
-        return _build(Path(str(name)).stem, found, sources, origin)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{origin} describes no suite ({what}): compare it with one of slm's own") from None
-
-
-def _build(name: str, found: dict[str, Any], sources: Mapping[str, Any], origin: str) -> Suite:
-    if found["prompt"] not in PROMPTS or found["truncation"] not in TRUNCATIONS:
-        raise ConfigError(
-            f"{origin}: prompt must be one of {', '.join(PROMPTS)} and truncation {', '.join(TRUNCATIONS)}, "
-            f"got {found['prompt']!r} and {found['truncation']!r}: correct them"
-        )
-    if found["metrics"] != METRICS:
-        raise ConfigError(
-            f"{origin} was written for version {found['metrics']} of the metrics, this is {METRICS}: check "
-            "its numbers against the newer formulas, then raise it"
-        )
-    tasks, outside = tuple(found["tasks"]), tuple(found.get("outside", ()))
-    missing = [task for task in (*tasks, *outside) if task not in sources]
-    if missing:
-        raise ConfigError(f"{origin}: {', '.join(missing)} has no source: add it under sources")
-    orders = {str(key): tuple(order) for key, order in found["orders"].items()}
-    for key, order in orders.items():
-        if sorted(order) != sorted(tasks):
-            raise ConfigError(f"{origin}: order {key} is no order of the suite's tasks: name each one once")
-    return Suite(
-        name=name,
-        version=int(found["version"]),
-        title=str(found["title"]),
-        tasks=tasks,
-        orders=orders,
-        sources={task: _source(sources[task]) for task in sorted({*tasks, *outside})},
-        outside=outside,
-        label_words=dict(found.get("label_words", {})),
-        has_lower_case_labels=bool(found.get("has_lower_case_labels", False)),
-        presets={
-            key: _preset(key, value, found["prompt"], orders) for key, value in found["presets"].items()
-        },
-    )
-
-
-def _source(found: Mapping[str, Any]) -> Source:
-    hub = found.get("hub")
-    return Source(**{**found, "hub": HubData(**hub) if hub else None})
-
-
-def _preset(
-    name: str, found: Mapping[str, Any], prompt: str, orders: Mapping[str, tuple[str, ...]]
-) -> Preset:
-    values = dict(found)
-    config = dict(values.pop("config", {}))
-    config["backbone"] = {"prompt_format": prompt, **config.get("backbone", {})}
-    for key in ("orders", "seeds", "per_label"):
-        if key in values:
-            values[key] = tuple(values[key])
-    if "per_label" in values:
-        values["per_label"] = tuple(None if number == "all" else number for number in values["per_label"])
-    for order in values["orders"]:
-        if order not in orders:
-            raise ConfigError(f"preset {name!r} has no {_nearest('order', order, list(orders))}")
-    return Preset(name=name, config=Config.from_mapping(config), settings=config, **values)
-
-
-def _read(name: str) -> tuple[str, str]:
-    if name.endswith((".yaml", ".yml")):
-        try:
-            return Path(name).read_text(encoding="utf-8"), name
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name} cannot be read ({error}): check the path") from None
-    if name not in suite_names():
-        raise ConfigError(f"there is no {_nearest('suite', name, list(suite_names()))}, or give a .yaml file")
-    return _folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"suite {name}"
-
-
-def _parse(text: str, origin: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is no YAML ({' '.join(str(error).split())[:200]}): mend it") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{origin} describes no suite: compare it with one of slm's own")
-    return found
-
-
-def _folder() -> Any:
-    return files("slm.bench").joinpath("suites")
-
-
-def _nearest(what: str, name: str, known: list[str]) -> str:
+def nearest(what: str, name: str, known: Collection[str]) -> str:
+    """The end of an error about a name that is none: what is known, and which of it was perhaps meant."""
     near = difflib.get_close_matches(name, known, 1)
     mend = f"did you mean {near[0]!r}?" if near else "use one of these"
-    return f"{what} {name!r}, known are {', '.join(known)}: {mend}"
+    return f"{what} {name!r}, known are {', '.join(known) or 'none'}: {mend}"

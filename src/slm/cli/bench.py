@@ -87,7 +87,7 @@ def report(
 def list_(as_json: AsJson = False) -> None:
     """List suites, presets and methods."""
     from slm.bench.baselines import NAMES
-    from slm.bench.suite import load_suite, suite_names
+    from slm.bench.suite_file import load_suite, suite_names
 
     suites = {name: load_suite(name) for name in suite_names()}
     if as_json:

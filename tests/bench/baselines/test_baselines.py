@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,9 +15,9 @@ from slm.tasks import Stream
 from tests.bench.baselines.conftest import SETTINGS, colours, sizes, texts_of
 
 
-def taught(name, setup, family, **learning):
+def taught(name, setup, family, tasks=None, **learning):
     method = rival(name)(setup(family, SETTINGS.get(name), **learning))
-    stream = Stream((colours(), sizes()))
+    stream = Stream(tasks or (colours(), sizes()))
     if method.is_joint:
         method.learn_all(stream)
     else:
@@ -52,6 +53,20 @@ def test_an_encoder_learns_two_tasks_and_answers_every_row(name, setup):
     assert (routed is not None) == is_router
     assert not is_router or set(routed) <= set(stream.names)
     assert all(layer.binding is None for layer in method.setup.backbone.reparameterizer.layers.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_answer_depends_on_what_a_task_is_called(name, setup):
+    """A name that reached an input would be a task-ID."""
+    method, stream = taught(name, setup, "BERT")
+    rows, answers = ask(method, stream)
+    called = {"colours": "quartz", "sizes": "zebra"}
+    other, _ = taught(
+        name, setup, "BERT", tuple(dataclasses.replace(task, name=called[task.name]) for task in stream)
+    )
+    owners = [called[task] for task, _ in rows] if method.needs_task_id else None
+    renamed = other.ask([example.prompt for _, example in rows], owners)
+    assert [(a.text, a.confidence) for a in answers] == [(a.text, a.confidence) for a in renamed]
 
 
 ALIKE = ("replay-1", "replay-10", "mean-key", "slm-cosine", "slm-never-abstaining", "joint", "joint-wide")
@@ -164,7 +179,7 @@ def test_a_label_limit_keeps_earlier_labels_from_being_pushed_down(setup):
 def test_an_unknown_method_and_an_unknown_setting_are_refused_with_the_nearest(setup):
     with pytest.raises(ConfigError, match=r"method 'replay' is unknown.*did you mean 'replay-1'"):
         rival("replay")
-    with pytest.raises(ConfigError, match=r"unknown setting 'strenght' of a method, did you mean 'strength'"):
+    with pytest.raises(ConfigError, match=r"no setting 'strenght', known are .*did you mean 'strength'"):
         rival("ewc")(setup("BERT", {"strenght": 1.0}))
 
 

@@ -31,6 +31,7 @@ from slm.answer import Answer
 from slm.backbone.prompts import Prompt
 from slm.bench.baselines.rows import BATCH_SIZE
 from slm.bench.baselines.text_losses import text_losses
+from slm.bench.environment import commit
 from slm.bench.rival import Rival, Setup
 from slm.config import Config, RetrievalConfig
 from slm.evaluation.answer_cache import AnswerCache
@@ -75,7 +76,9 @@ def learn_alone(setup: Setup, config: Config, task: Task) -> Learned:
     with FileLock(home.with_suffix(".lock")):
         if not home.exists():
             is_new = True
-            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=setup.learned))
+            for left_behind in setup.learned.glob(f".building-{home.name}-*"):
+                shutil.rmtree(left_behind)
+            scratch = Path(tempfile.mkdtemp(prefix=f".building-{home.name}-", dir=setup.learned))
             try:
                 _learn_into(scratch, setup, config, task)
                 scratch.rename(home)
@@ -107,6 +110,7 @@ def _digest(setup: Setup, config: Config, task: Task) -> str:
         del settings["learning"][name]
     what = [
         slm.__version__,
+        commit(),
         setup.backbone.fingerprint,
         str(setup.backbone.dtype),
         settings,
