@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from slm.errors import IncrementError, StoreError
+from slm.store import peft_settings
 from slm.store.adapters import read_peft_adapter
 
 CONFIG = LlamaConfig(
@@ -175,7 +176,8 @@ def change_tensors(folder, **changes):
         ({"rank_pattern": {"q_proj": 5}}, "says rank 5 for model.layers.0.self_attn.q_proj"),
         ({"rank_pattern": ["q_proj"]}, "has a rank_pattern that is not an object"),
         ({"alpha_pattern": {"(": 1}}, "has the pattern '(', which is no regular expression"),
-        ({"alpha_pattern": {"q" * 2000: 1}}, "has a alpha_pattern that is not an object of at most 4096"),
+        ({"alpha_pattern": {"q" * 2000: 1}}, "which has more than 1000 letters"),
+        ({"rank_pattern": {f"q{i}": 4 for i in range(1025)}}, "not an object of at most 1024 patterns"),
         ({"lora_bias": True}, "sets lora_bias"),
         ({"a_setting_of_tomorrow": {"x": 1}}, "sets a_setting_of_tomorrow"),
     ],
@@ -190,6 +192,67 @@ def test_a_pattern_that_would_match_for_ever_is_given_up(folder):
     begun = time.monotonic()
     assert "takes too long to match" in refused(folder, IncrementError)
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("a{1000000000}", "repeats more than 100 times"),
+        ("[a-z]{100000000}", "repeats more than 100 times"),
+        ("(((a{5,30}){30}){30})", "repeats more than 100 times"),
+        ("(?R)", "uses more than classes, groups, look-around and repeats"),
+        (r"(a)\1", "uses more than classes"),
+        (r"\\{1000000000}", "repeats more than 100 times"),
+        ("(?:q_proj){e<=1}", "uses more than classes"),
+        ("(" * 450 + ")" * 450, "has more than 50 groups"),
+        ("([)]" * 51 + ")" * 51, "has more than 50 groups"),
+    ],
+)
+def test_a_pattern_that_could_take_all_memory_is_refused_before_it_is_compiled(folder, pattern, said):
+    change_settings(folder, rank_pattern={pattern: 4})
+    begun = time.monotonic()
+    assert said in refused(folder, IncrementError)
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"model\.layers\.[0-9]{1,2}\.(self_attn|mlp)\.(?:q_proj|down_proj)",
+        r"(?!.*vision)\w+(?<=q_proj|down_proj)",
+        r"(\.?|\{a)?(q_proj|down_proj){1}",
+    ],
+)
+def test_patterns_that_adapters_use_are_understood(folder, pattern):
+    change_settings(folder, r=9, rank_pattern={pattern: 4})
+    assert read(folder).increment.rank == 4
+
+
+def test_a_pattern_is_compiled_once_whatever_the_number_of_modules(folder, monkeypatch):
+    compiled = []
+    own = peft_settings.regex.compile
+    monkeypatch.setattr(peft_settings.regex, "compile", lambda *a, **k: compiled.append(a) or own(*a, **k))
+    change_settings(folder, alpha_pattern={"nothing": 1, "none": 2})
+    read(folder)
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_a_pattern_that_cannot_be_compiled_all_the_same_is_refused(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(peft_settings.regex, "compile", fail)
+    change_settings(folder, alpha_pattern={"q_proj": 1})
+    assert "has the pattern 'q_proj', which is no regular expression of a usual size" in refused(folder)
+
+
+def test_many_patterns_share_one_budget_of_time(folder, monkeypatch):
+    monkeypatch.setattr(peft_settings, "_PATTERNS_TIME_S", 0.01)
+    change_settings(folder, alpha_pattern={f"({i}|" + "[a-z]" * 150 + ")": 3 for i in range(1000)})
+    begun = time.monotonic()
+    assert "takes too long to match" in refused(folder, IncrementError)
+    assert time.monotonic() - begun < 1
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import regex
 
@@ -15,6 +15,15 @@ from slm.errors import IncrementError, StoreError
 
 _MAX_BYTES = 1 << 20
 _PATTERNS_TIME_S = 5.0
+_MAX_PATTERNS = 1024
+_MAX_PATTERN_LETTERS = 1000
+_MAX_GROUPS = 50
+_MAX_REPEATS = 100
+_TOO_LONG = "takes too long to match"
+_REPEAT = regex.compile(r"\{[0-9]*,?[0-9]*\}")
+# Recursion, references, flags, verbs, named sets, fuzzy matching: what PEFT's own re.match mostly refuses.
+_EXTRAS = regex.compile(r"\(\*|\(\?(?!:|<?[=!])|\\[^dDwWsSbB]|\\$|\{(?![0-9]*,?[0-9]*\})")
+_Entry: TypeAlias = tuple["regex.Pattern[str]", Any]
 # Initialisations that leave the backbone's own weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
 # change them, so that the adapter means something on the changed ones only.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -112,10 +121,11 @@ def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str)
         where: how a message calls their file.
 
     Raises:
-        IncrementError: ranks disagree, an alpha is no number, or a pattern is no regular expression.
+        IncrementError: ranks disagree, an alpha is no number, or a pattern cannot be used.
     """
     end = time.monotonic() + _PATTERNS_TIME_S
-    rank_of, alpha_of = (_patterns(settings, name, where) for name in ("rank_pattern", "alpha_pattern"))
+    rank_of = _patterns(settings, "rank_pattern", where, end)
+    alpha_of = _patterns(settings, "alpha_pattern", where, end)
     scales = {}
     for module, rank in ranks.items():
         declared = _look_up(rank_of, module, settings.get("r", 8), end, where)
@@ -130,27 +140,56 @@ def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str)
     return scales
 
 
-def _patterns(settings: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+def _patterns(settings: Mapping[str, Any], name: str, where: str, end: float) -> list[_Entry]:
     found = settings.get(name) or {}
-    if not isinstance(found, dict) or len(found) > 4096 or any(len(pattern) > 1000 for pattern in found):
+    if not isinstance(found, dict) or len(found) > _MAX_PATTERNS:
         raise IncrementError(
-            f"{where} has a {name} that is not an object of at most 4096 patterns of 1000 letters: shorten it"
+            f"{where} has a {name} that is not an object of at most {_MAX_PATTERNS} patterns: shorten it"
         )
-    return found
+    return [(_compile(pattern, end, where), value) for pattern, value in found.items()]
 
 
-def _look_up(patterns: Mapping[str, Any], module: str, usual: object, end: float, where: str) -> Any:
+def _compile(pattern: str, end: float, where: str) -> regex.Pattern[str]:
+    """What matches a module's path that ends in a pattern, as PEFT means it."""
+    if why := _excess(pattern):
+        raise _unusable(pattern, why, where)
+    if time.monotonic() > end:
+        raise _unusable(pattern, _TOO_LONG, where)
+    try:
+        return regex.compile(rf"(.*\.)?({pattern})$", cache_pattern=False)
+    except (regex.error, RecursionError, MemoryError) as error:
+        raise _unusable(pattern, "is no regular expression of a usual size", where) from error
+
+
+def _excess(pattern: str) -> str:
+    """What a pattern has that no adapter needs, and that could take all memory to compile; or nothing."""
+    if len(pattern) > _MAX_PATTERN_LETTERS:
+        return f"has more than {_MAX_PATTERN_LETTERS} letters"
+    plain = regex.sub(r"\\[^a-zA-Z0-9]", "_", pattern)  # a sign that is escaped means itself
+    if _EXTRAS.search(plain):
+        return "uses more than classes, groups, look-around and repeats"
+    if plain.count("(") > _MAX_GROUPS:
+        return f"has more than {_MAX_GROUPS} groups"
+    counts = [max(1, *map(int, regex.findall("[0-9]+", found))) for found in _REPEAT.findall(plain)]
+    if math.prod(counts) > _MAX_REPEATS:  # as if each stood within the others
+        return f"repeats more than {_MAX_REPEATS} times"
+    return ""
+
+
+def _look_up(patterns: Sequence[_Entry], module: str, usual: object, end: float, where: str) -> Any:
     """The value of the first pattern that a module's path ends in, as PEFT chooses it."""
-    for pattern, value in patterns.items():
+    for pattern, value in patterns:
         try:
-            left_s = max(end - time.monotonic(), 1e-3)
-            if regex.match(rf"(.*\.)?({pattern})$", module, timeout=left_s):
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            if pattern.match(module, timeout=left_s):
                 return value
-        except (regex.error, TimeoutError) as error:
-            reason = (
-                "is no regular expression" if isinstance(error, regex.error) else "takes too long to match"
-            )
-            raise IncrementError(
-                f"{where} has the pattern {pattern[:80]!r}, which {reason}: mend it"
-            ) from error
+        except (TimeoutError, RecursionError, MemoryError) as error:
+            own = pattern.pattern.removeprefix(r"(.*\.)?(").removesuffix(")$")
+            raise _unusable(own, _TOO_LONG, where) from error
     return usual
+
+
+def _unusable(pattern: str, why: str, where: str) -> IncrementError:
+    return IncrementError(f"{where} has the pattern {pattern[:80]!r}, which {why}: mend it")
