@@ -42,6 +42,15 @@ def test_one_request_is_served_even_beyond_the_budget():
     assert len(pool) == 0
 
 
+def test_what_is_larger_than_the_whole_budget_throws_out_nothing():
+    pool = IncrementPool(2 * increment().size_bytes)
+    pool.get({"a": increment, "b": increment})
+    assert pool.get({"large": partial(increment, rank=5)})[0].rank == 5
+    reads = []
+    pool.get({key: partial(reads.append, key) for key in "ab"})
+    assert reads == []
+
+
 def test_a_negative_budget_is_refused():
     with pytest.raises(ConfigError, match=r"host_bytes must be 0 or more, got -1"):
         IncrementPool(-1)

@@ -55,9 +55,14 @@ class ByteCache(Generic[_V]):
         return self._kept[key][0]
 
     def put(self, key: Hashable, value: _V, needed: Collection[Hashable] = ()) -> None:
-        """Keep a value if the budget allows it beside those ``needed``, which are not thrown out for it."""
+        """Keep a value if the budget allows it beside those ``needed``, which are not thrown out for it.
+
+        One that is larger than the whole budget throws out nothing.
+        """
         self.drop(key)
         size = self._size_of(value)
+        if size > self._budget_bytes:
+            return
         while self.size_bytes + size > self._budget_bytes:
             oldest = next((k for k in self._kept if k not in needed), None)
             if oldest is None:
