@@ -114,7 +114,7 @@ def _refuse_head(folder: Path, adapter: PeftAdapter, labels: Sequence[str]) -> N
         )
     if adapter.saved:
         raise IncrementError(
-            f"{folder} saves the module of {next(iter(adapter.saved))} whole (modules_to_save), which is no "
+            f"{folder} saves the module of {adapter.saved[0]} whole (modules_to_save), which is no "
             "low-rank change: train the adapter without it"
         )
 
@@ -125,7 +125,7 @@ def _read_head(
     """Labels and head of an encoder's adapter, from the files beside it."""
     if adapter.saved:
         raise IncrementError(
-            f"{folder} brings the head of a transformers classifier ({next(iter(adapter.saved))}), which "
+            f"{folder} brings the head of a transformers classifier ({adapter.saved[0]}), which "
             f"does not read mean hidden states: leave modules_to_save out and give a {HEAD_FILE} that does"
         )
     file = folder / HEAD_FILE

@@ -8,8 +8,7 @@ file's header, before any value is read; a setting under which PEFT computes som
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ class PeftAdapter:
 
     Attributes:
         increment: its pairs under the backbone's own layer names, as one increment.
-        saved: tensors of the modules it saved whole (``modules_to_save``), by their path.
+        saved: paths of what it saved whole (``modules_to_save``), none of which is read.
         settings: its ``adapter_config.json``.
     """
 
     increment: Increment
-    saved: Mapping[str, Tensor]
+    saved: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
@@ -59,18 +58,16 @@ def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefi
     file = _file(folder, ADAPTER_MODEL)
     _check_header(file)
     with open_tensors(file, str(file)) as opened:
-        names = list(opened.keys())
-        modules, saved = _sort(names, settings, str(file))
+        modules, saved = _sort(opened.keys(), settings, str(file))
         places = _places(modules, shapes, prefix, str(file))
-        sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        halves = [name for module in modules.values() for name in module.values()]
+        sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
         ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
-        _check_saved(saved, sizes, str(file))
-        tensors = {name: opened.get_tensor(name).clone() for name in names}
+        tensors = {name: opened.get_tensor(name).clone() for name in halves}
     refuse_infinite(tensors, str(file))
     scales = scales_of(ranks, settings, str(folder / ADAPTER_CONFIG))
     pairs = {places[m]: _pair(m, modules[m], tensors, str(file)) for m in modules}
-    kept = {name.removeprefix(PREFIX): tensors[name] for name in saved}
-    return PeftAdapter(unify(pairs, {places[m]: s for m, s in scales.items()}), kept, settings)
+    return PeftAdapter(unify(pairs, {places[m]: s for m, s in scales.items()}), saved, settings)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -105,9 +102,9 @@ def _check_header(file: Path) -> None:
 
 
 def _sort(
-    names: list[str], settings: Mapping[str, Any], where: str
-) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Split tensor names into module -> half -> name, and those of modules saved whole."""
+    names: Sequence[str], settings: Mapping[str, Any], where: str
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """Split tensor names into module -> half -> name, and the paths of modules saved whole."""
     wanted = settings.get("modules_to_save") or ()
     whole = [m for m in wanted if isinstance(m, str)] if isinstance(wanted, (list, tuple)) else []
     modules: dict[str, dict[str, str]] = {}
@@ -118,12 +115,12 @@ def _sort(
         if suffix and path != name and path != suffix:
             modules.setdefault(path[: -len(suffix)], {})[_HALVES[suffix]] = name
         elif path != name and any(f"{m}." in path for m in whole):  # PEFT takes names that end so
-            saved.append(name)
+            saved.append(path)
         else:
             raise IncrementError(f"{where} holds {name!r}: {_meaning(name)}")
     if not modules:
         raise IncrementError(f"{where} changes no layer: it holds no lora_A and lora_B weights")
-    return modules, saved
+    return modules, tuple(saved)
 
 
 def _meaning(name: str) -> str:
@@ -179,12 +176,6 @@ def _check_pair(
     if not 1 <= rank <= MAX_RANK:
         raise IncrementError(f"{where} has rank {rank} at {module}: a rank must be in 1..{MAX_RANK}")
     return rank
-
-
-def _check_saved(saved: list[str], sizes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    for name in saved:
-        if math.prod(sizes[name]) > 1 << 26:
-            raise IncrementError(f"{where} holds {name} of shape {sizes[name]}: no head is that large")
 
 
 def _pair(module: str, halves: Mapping[str, str], tensors: Mapping[str, Tensor], where: str) -> LowRankPair:
