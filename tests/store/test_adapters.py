@@ -271,6 +271,8 @@ def test_many_patterns_share_one_budget_of_time(folder, monkeypatch):
         ({"lora_B": lambda t: None}, "has no lora_B for"),
         ({"lora_A": lambda t: t * torch.nan}, "holds NaN or infinity at"),
         ({"lora_B": lambda t: t / 0}, "holds NaN or infinity at"),
+        ({"lora_A": lambda t: t.double() * 1e300}, "holds values too large for float32 at"),
+        ({"lora_B": lambda t: t.double() * torch.nan}, "holds NaN or infinity at"),
         ({"lora_A": lambda t: t.to(torch.int32)}, "values must be floats of 16 bits or more"),
     ],
 )
@@ -317,6 +319,25 @@ def test_the_same_layer_under_two_names_is_refused(folder):
     tensors = load_file(file)
     save_file(tensors | {n.replace(".model.model.", ".model."): t.clone() for n, t in tensors.items()}, file)
     assert "twice: one pair per layer is needed" in refused(folder)
+
+
+@pytest.mark.parametrize("changes", [{"lora_alpha": 1e9}, {"lora_alpha": -1e9, "use_rslora": True}])
+def test_finite_values_whose_product_is_infinite_are_refused(folder, changes):
+    change_tensors(folder, lora_B=lambda t: torch.full_like(t, 1e38))
+    assert read(folder).increment.scale == 2
+    change_settings(folder, **changes)
+    assert "has an s · B A too large for float32 at" in refused(folder, IncrementError)
+
+
+def test_scales_too_far_apart_for_one_increment_are_refused(folder):
+    change_settings(folder, lora_alpha=1e-30, alpha_pattern={r"model\.layers\.1\..*": 1e9})
+    assert "holds NaN or infinity at model.layers.1." in refused(folder, IncrementError)
+
+
+def test_values_of_64_bits_become_float32(folder):
+    change_tensors(folder, lora_A=torch.Tensor.double)
+    pairs = read(folder).increment.pairs.values()
+    assert {tensor.dtype for pair in pairs for tensor in (pair.A, pair.B)} == {torch.float32}
 
 
 class _Bomb:

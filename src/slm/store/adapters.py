@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from slm.errors import IncrementError, StoreError
 from slm.increments.increment import Increment, LowRankPair, unify
 from slm.store.peft_settings import read_settings, scales_of
-from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX, open_tensors, refuse_infinite
+from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX, open_tensors, read_tensor, refuse_infinite
 
 MAX_RANK = 1024
 """Largest rank of an imported pair, as of a learned one."""
@@ -51,7 +52,8 @@ def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefi
         prefix: what stands before a layer's name in a model with a head around the backbone, such as "bert".
 
     Raises:
-        StoreError: a file is missing, a link, no safetensors file, or holds NaN or infinity.
+        StoreError: a file is missing, a link, no safetensors file, or holds NaN, infinity or what is too
+            large for float32.
         IncrementError: it is no LoRA adapter, does not fit, or means something an increment cannot say.
     """
     settings = read_settings(_file(folder, ADAPTER_CONFIG))
@@ -63,11 +65,18 @@ def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefi
         halves = [name for module in modules.values() for name in module.values()]
         sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
         ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
-        tensors = {name: opened.get_tensor(name).clone() for name in halves}
+        tensors = {name: read_tensor(opened, name, str(file)) for name in halves}
     refuse_infinite(tensors, str(file))
     scales = scales_of(ranks, settings, str(folder / ADAPTER_CONFIG))
-    pairs = {places[m]: _pair(m, modules[m], tensors, str(file)) for m in modules}
-    return PeftAdapter(unify(pairs, {places[m]: s for m, s in scales.items()}), saved, settings)
+    pairs = {m: _pair(m, modules[m], tensors, str(file)) for m in modules}
+    for module, pair in pairs.items():
+        _refuse_overflow(module, pair, scales[module], str(folder))
+    placed = {places[m]: pair for m, pair in pairs.items()}
+    try:
+        increment = unify(placed, {places[m]: s for m, s in scales.items()})
+    except IncrementError as error:  # scales too far apart to be folded into B
+        raise IncrementError(f"{folder}: {error}") from error
+    return PeftAdapter(increment, saved, settings)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -189,3 +198,13 @@ def _pair(module: str, halves: Mapping[str, str], tensors: Mapping[str, Tensor],
             "values must be floats of 16 bits or more"
         )
     return LowRankPair(down, up)
+
+
+def _refuse_overflow(module: str, pair: LowRankPair, scale: float, where: str) -> None:
+    """Refuse a pair whose every value is finite, and a term of whose s · B A is not in float32."""
+    largest = abs(scale) * float(pair.B.abs().max()) * float(pair.A.abs().max())
+    if largest > torch.finfo(torch.float32).max:
+        raise IncrementError(
+            f"{where} has an s · B A too large for float32 at {module!r} (s is {scale:g}): "
+            "lower its lora_alpha or train it anew"
+        )

@@ -107,6 +107,23 @@ def refuse_infinite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise StoreError(f"{where} holds NaN or infinity at {name}: restore it from a copy")
 
 
+def read_tensor(opened: Any, name: str, where: str) -> Tensor:
+    """A tensor of an open file, copied out of it; float64 becomes float32, in which slm computes.
+
+    Raises:
+        StoreError: a value is too large for float32.
+    """
+    tensor: Tensor = opened.get_tensor(name)
+    if tensor.dtype != torch.float64:
+        return tensor.clone()
+    narrow = tensor.float()
+    if bool((narrow.isinf() & tensor.isfinite()).any()):
+        raise StoreError(
+            f"{where} holds values too large for float32 at {name!r}: restore it from a copy or train it anew"
+        )
+    return narrow
+
+
 def write_adapter(
     folder: Path, increment: Increment, backbone_source: str, task_type: str | None = None
 ) -> None:
