@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.merge import merge, save_merged, unmerge
 from slm.backbone.reparameterize import Mixture
+from slm.config import Config, RetrievalConfig
+from slm.errors import IncrementError
+from slm.model import ScalableLM
 from slm.store.values import write_adapter
 from tests.backbone.test_families import (
     ANSWERS,
@@ -62,6 +65,21 @@ def test_merged_weights_do_what_the_increment_does_and_unmerging_leaves_no_trace
     save_merged(backbone, own, tmp_path / "merged")
     loaded = AUTO[backbone.kind].from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert_close(outputs_of(loaded, backbone), merged, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["DeBERTa-v2"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_of_layers_that_rows_share_is_refused_for_that_reason(backbone, tmp_path, moods):
+    plain = transformers.AutoModel.from_pretrained(backbone.model.config._name_or_path)
+    config = LoraConfig(r=2, target_modules=["query_proj", "key_proj", "value_proj"])
+    get_peft_model(plain, config).save_pretrained(tmp_path / "adapter")
+    model = ScalableLM.create(
+        tmp_path / "store", backbone, Config(retrieval=RetrievalConfig(has_background=False))
+    )
+    with pytest.raises(
+        IncrementError, match=r"all rows share.*: train the adapter without key_proj, query_proj"
+    ):
+        model.import_adapter(tmp_path / "adapter", moods)
 
 
 @every

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.backbone.backbone import BackboneKind
+from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.targets import LINEAR, find_stacks
 from slm.errors import ConfigError, DataError, IncrementError
 from slm.exchange import NOTES
 from slm.learning.learner import check_learnable, prepare
@@ -77,7 +78,7 @@ def import_adapter(
     check_learnable(model, task)
     backbone = model.backbone
     shapes = {name: layer.shape for name, layer in backbone.reparameterizer.layers.items()}
-    adapter = read_peft_adapter(folder, shapes, backbone.model.base_model_prefix)
+    adapter = read_peft_adapter(folder, shapes, backbone.model.base_model_prefix, _shared_layers(backbone))
     head: dict[str, Tensor] | None = None
     if backbone.kind is BackboneKind.ENCODER:
         labels, head = _read_head(folder, adapter, task, labels, backbone.num_channels)
@@ -104,6 +105,18 @@ def import_adapter(
         num_layers=len(adapter.increment.pairs),
         size_bytes=model.store.size_bytes(record),
     )
+
+
+def _shared_layers(backbone: Backbone) -> set[str]:
+    """Linear layers of blocks that the backbone leaves as they are: not each row has an input of its own."""
+    layers = backbone.reparameterizer.layers
+    wrapped = {layer.base for layer in layers.values()}
+    return {
+        f"{name}.{path}"
+        for name, stack in find_stacks(backbone.model)
+        for path, module in stack.named_modules()
+        if isinstance(module, LINEAR) and module not in wrapped
+    }
 
 
 def _refuse_head(folder: Path, adapter: PeftAdapter, labels: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ file's header, before any value is read; a setting under which PEFT computes som
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,16 @@ class PeftAdapter:
     settings: Mapping[str, Any]
 
 
-def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefix: str) -> PeftAdapter:
+def read_peft_adapter(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], prefix: str, shared: Collection[str] = ()
+) -> PeftAdapter:
     """Read a LoRA adapter that any program wrote, for a backbone with these layers.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         shapes: layer name -> (O, I), everything an increment may change.
         prefix: what stands before a layer's name in a model with a head around the backbone, such as "bert".
+        shared: linear layers of blocks that are not given one input per row, so that none can bend them.
 
     Raises:
         StoreError: a file is missing, a link, no safetensors file, or holds NaN, infinity or what is too
@@ -61,7 +64,7 @@ def read_peft_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]], prefi
     _check_header(file)
     with open_tensors(file, str(file)) as opened:
         modules, saved = _sort(opened.keys(), settings, str(file))
-        places = _places(modules, shapes, prefix, str(file))
+        places = _places(modules, shapes, prefix, shared, str(file))
         halves = [name for module in modules.values() for name in module.values()]
         sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
         ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
@@ -146,13 +149,17 @@ def _meaning(name: str) -> str:
 
 
 def _places(
-    modules: Mapping[str, object], shapes: Mapping[str, tuple[int, int]], prefix: str, where: str
+    modules: Mapping[str, object],
+    shapes: Mapping[str, tuple[int, int]],
+    prefix: str,
+    shared: Collection[str],
+    where: str,
 ) -> dict[str, str]:
     """The backbone's name of each module, with or without the head's model around it."""
+    _refuse_shared(modules, prefix, shared, where)
     places: dict[str, str] = {}
     for module in modules:
-        names = (module, module.removeprefix(f"{prefix}."), f"{prefix}.{module}")
-        place = next((name for name in names if name in shapes), None)
+        place = next((name for name in _spellings(module, prefix) if name in shapes), None)
         if place is None:
             raise IncrementError(
                 f"{where} changes {module}, which is no linear layer of a block of this backbone: only those "
@@ -162,6 +169,22 @@ def _places(
             raise IncrementError(f"{where} changes {place} twice: one pair per layer is needed")
         places[module] = place
     return places
+
+
+def _refuse_shared(modules: Mapping[str, object], prefix: str, shared: Collection[str], where: str) -> None:
+    found = [module for module in modules if any(name in shared for name in _spellings(module, prefix))]
+    if found:
+        leaves = sorted({module.rpartition(".")[2] for module in found})
+        raise IncrementError(
+            f"{where} changes {found[0]!r}, a layer of this backbone that reads more than one input per row "
+            "(as DeBERTa's query and key layers read relative positions, which all rows share), so rows "
+            f"cannot bend it apart: train the adapter without {', '.join(leaves)} (target_modules)"
+        )
+
+
+def _spellings(module: str, prefix: str) -> tuple[str, str, str]:
+    """What a module may be called in the backbone: as it is, or without or with the model around it."""
+    return module, module.removeprefix(f"{prefix}."), f"{prefix}.{module}"
 
 
 def _check_pair(
