@@ -467,7 +467,7 @@ def test_a_taken_name_and_labels_for_a_causal_backbone_are_refused(tmp_path, tin
     model.import_adapter(adapter, sums)
     with pytest.raises(TaskError, match=r"task 'sums' is already learned"):
         model.import_adapter(adapter, sums)
-    with pytest.raises(ConfigError, match=r"labels are those of an encoder's head, got bad, good"):
+    with pytest.raises(ConfigError, match=r"labels are those of an encoder's head, got 'bad', 'good'"):
         model.import_adapter(adapter, moods, labels=["bad", "good"])
     model.import_adapter(adapter, moods)
     assert model.restricted(["moods"], is_abstaining=False).ask("i loved it")[0].text in ("good", "bad")
@@ -486,9 +486,9 @@ def test_an_encoders_adapter_needs_a_head_that_fits(encoder, minilm, moods, tmp_
     encoder.export("moods", tmp_path / "out")
     model = ScalableLM.create(tmp_path / "store", minilm, encoder.config)
     notes, head = tmp_path / "out" / "slm.json", tmp_path / "out" / "head.safetensors"
-    with pytest.raises(IncrementError, match=r"a head for the labels a, b, c holds .*--labels"):
+    with pytest.raises(IncrementError, match=r"a head for the labels 'a', 'b', 'c' holds .*--labels"):
         model.import_adapter(tmp_path / "out", moods, labels=["a", "b", "c"])
-    with pytest.raises(DataError, match=r"names yes, no, the examples have bad, good"):
+    with pytest.raises(DataError, match=r"names 'yes', 'no', the examples have 'bad', 'good'"):
         model.import_adapter(tmp_path / "out", moods, labels=["yes", "no"])
     notes.unlink()
     with pytest.raises(IncrementError, match=r"a head for the labels \(none given\)"):
@@ -496,7 +496,17 @@ def test_an_encoders_adapter_needs_a_head_that_fits(encoder, minilm, moods, tmp_
     spoilt = load_file(head)
     spoilt["bias"][0] = torch.inf
     save_file(spoilt, head)
-    with pytest.raises(StoreError, match=r"holds NaN or infinity at bias"):
+    with pytest.raises(StoreError, match=r"holds NaN or infinity at 'bias'"):
+        model.import_adapter(tmp_path / "out", moods, labels=["bad", "good"])
+    save_file({name: tensor.to(torch.int32) for name, tensor in spoilt.items()}, head)
+    with pytest.raises(IncrementError, match=r"values must be floats of 16 bits or more"):
+        model.import_adapter(tmp_path / "out", moods, labels=["bad", "good"])
+    save_file(spoilt | {"\x1b[2J\nFAKE LINE": spoilt["bias"].clone()}, head)
+    with pytest.raises(IncrementError) as caught:
+        model.import_adapter(tmp_path / "out", moods, labels=["\x1b[2J", "good"])
+    assert str(caught.value).isprintable()
+    head.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(StoreError, match=r"announces a header of"):
         model.import_adapter(tmp_path / "out", moods, labels=["bad", "good"])
     head.unlink()
     with pytest.raises(IncrementError, match=r"has no head.safetensors, without which an encoder cannot"):
@@ -524,5 +534,5 @@ def test_a_transformers_classifiers_head_is_refused_by_its_name(minilm, moods, t
     config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     get_peft_model(plain, config).save_pretrained(tmp_path / "adapter")
     model = ScalableLM.create(tmp_path / "store", minilm, settings())
-    with pytest.raises(IncrementError, match=r"brings the head of a transformers classifier \(classifier"):
+    with pytest.raises(IncrementError, match=r"brings the head of a transformers classifier \('classifier"):
         model.import_adapter(tmp_path / "adapter", moods)

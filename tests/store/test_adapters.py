@@ -117,12 +117,12 @@ def refused(folder, error=(IncrementError, StoreError)) -> str:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"use_dora": True}, "sets use_dora: that means more than a change of s · B A"),
+        ({"use_dora": True}, "sets 'use_dora': that means more than a change of s · B A"),
         ({"bias": "lora_only"}, "sets bias = 'lora_only'"),
         ({"init_lora_weights": "pissa"}, "sets init_lora_weights = 'pissa'"),
         ({"init_lora_weights": "olora"}, "sets init_lora_weights = 'olora'"),
-        ({"trainable_token_indices": [1, 2]}, "sets trainable_token_indices"),
-        ({"layer_replication": [[0, 2], [1, 3]]}, "sets layer_replication"),
+        ({"trainable_token_indices": [1, 2]}, "sets 'trainable_token_indices'"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "sets 'layer_replication'"),
     ],
 )
 def test_variants_that_peft_writes_are_refused_by_their_name(tmp_path, settings, said):
@@ -168,18 +168,18 @@ def change_tensors(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"r": 2**30}, "says rank 1073741824 for model.layers.0"),
+        ({"r": 2**30}, "says rank 1073741824 for 'model.layers.0"),
         ({"r": "4"}, "says rank '4'"),
         ({"lora_alpha": None}, "has alpha None"),
         ({"lora_alpha": float("nan")}, "has alpha nan"),
         ({"lora_alpha": 10**400}, "has alpha 1000"),
-        ({"rank_pattern": {"q_proj": 5}}, "says rank 5 for model.layers.0.self_attn.q_proj"),
+        ({"rank_pattern": {"q_proj": 5}}, "says rank 5 for 'model.layers.0.self_attn.q_proj'"),
         ({"rank_pattern": ["q_proj"]}, "has a rank_pattern that is not an object"),
         ({"alpha_pattern": {"(": 1}}, "has the pattern '(', which is no regular expression"),
         ({"alpha_pattern": {"q" * 2000: 1}}, "which has more than 1000 letters"),
         ({"rank_pattern": {f"q{i}": 4 for i in range(1025)}}, "not an object of at most 1024 patterns"),
-        ({"lora_bias": True}, "sets lora_bias"),
-        ({"a_setting_of_tomorrow": {"x": 1}}, "sets a_setting_of_tomorrow"),
+        ({"lora_bias": True}, "sets 'lora_bias'"),
+        ({"a_setting_of_tomorrow": {"x": 1}}, "sets 'a_setting_of_tomorrow'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(folder, changes, said):
@@ -310,8 +310,39 @@ def test_of_a_module_saved_whole_the_name_alone_is_read(folder):
 
 
 def test_a_module_that_no_backbone_layer_matches_is_named(folder):
-    with pytest.raises(IncrementError, match=r"changes model\.layers\.0\.\w+\.\w+, which is no linear layer"):
+    with pytest.raises(
+        IncrementError, match=r"changes 'model\.layers\.0\.\w+\.\w+', which is no linear layer"
+    ):
         read_peft_adapter(folder, {"other": (1, 1)}, "model")
+
+
+HOSTILE = "x\x1b[2J\nFAKE LINE"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (f"{HOSTILE}.lora_A.weight",),
+        (f"base_model.model.{HOSTILE}.lora_A.weight", f"base_model.model.{HOSTILE}.lora_B.weight"),
+        (f"base_model.model.model.layers.0.{HOSTILE}",),
+    ],
+)
+def test_names_of_a_hostile_file_reach_no_terminal(folder, names):
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(2, 2) for name in names}, file)
+    message = refused(folder)
+    assert message.isprintable()
+    assert "FAKE LINE" in message
+
+
+@pytest.mark.parametrize(
+    "changes", [{HOSTILE: 1}, {"peft_type": HOSTILE}, {"alpha_pattern": {f"({HOSTILE}": 1}}]
+)
+def test_settings_of_a_hostile_file_reach_no_terminal(folder, changes):
+    change_settings(folder, **changes)
+    message = refused(folder)
+    assert message.isprintable()
+    assert "FAKE LINE" in message
 
 
 def test_the_same_layer_under_two_names_is_refused(folder):
@@ -348,7 +379,7 @@ class _Bomb:
 def test_a_pickle_is_named_and_never_opened(folder):
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(_Bomb()))
-    assert "holds its weights as a pickle (adapter_model.bin), which is never opened" in refused(folder)
+    assert "holds its weights as a pickle ('adapter_model.bin'), which is never opened" in refused(folder)
     (folder / "adapter_model.safetensors").write_bytes(pickle.dumps(_Bomb()))
     assert "announces a header of" in refused(folder)
 

@@ -67,7 +67,7 @@ def test_a_missing_or_altered_file_is_told_by_the_reader_and_by_the_doctor(kept)
         ),
         (
             {"mean": torch.tensor([0.0, torch.nan]), "scatter": torch.zeros(3), "num_texts": torch.tensor(3)},
-            "holds NaN or infinity at mean",
+            "holds NaN or infinity at 'mean'",
         ),
     ],
 )

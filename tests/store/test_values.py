@@ -136,13 +136,19 @@ def test_bytes_that_are_no_safetensors_file_are_refused_in_one_line(adapter, dat
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({A: GOOD[A]}, "has no lora_B for m: the file does not hold one increment"),
-        ({B: GOOD[B]}, "has no lora_A for m: the file does not hold one increment"),
+        ({A: GOOD[A]}, "has no lora_B for 'm': the file does not hold one increment"),
+        ({B: GOOD[B]}, "has no lora_A for 'm': the file does not hold one increment"),
         (GOOD | {B: torch.ones(4, 3)}, "a low-rank pair needs A (R, I) and B (O, R), got (2, 5) and (4, 3)"),
         (GOOD | {A: torch.ones(5)}, "got (5,) and (4, 2): the file does not hold one increment"),
         ({A: torch.ones(3, 5), B: torch.ones(4, 3)}, "increment of rank 2 holds a pair of rank 3 at m"),
-        (GOOD | {A: torch.full((2, 5), torch.nan)}, f"holds NaN or infinity at {A}: restore it from a copy"),
-        (GOOD | {B: torch.full((4, 2), torch.inf)}, f"holds NaN or infinity at {B}: restore it from a copy"),
+        (
+            GOOD | {A: torch.full((2, 5), torch.nan)},
+            f"holds NaN or infinity at {A!r}: restore it from a copy",
+        ),
+        (
+            GOOD | {B: torch.full((4, 2), torch.inf)},
+            f"holds NaN or infinity at {B!r}: restore it from a copy",
+        ),
         (GOOD | {A: torch.ones(2, 5, dtype=torch.int32)}, "an increment has floating point values"),
         (GOOD | {"extra": torch.ones(1)}, "holds 'extra', which is no lora_A or lora_B weight"),
         (GOOD | {"base_model.model..lora_A.weight": torch.ones(1)}, "which is no lora_A or lora_B weight"),

@@ -20,9 +20,9 @@ from slm.model import ScalableLM
 from slm.retrieval.features import first_bent_block
 from slm.store import TaskKnowledge
 from slm.store.adapters import PeftAdapter, read_peft_adapter
+from slm.store.foreign import open_foreign, read_floats
 from slm.store.peft_settings import read_json_object
 from slm.store.records import HEAD_FILE
-from slm.store.values import open_tensors, refuse_infinite
 from slm.tasks import Task
 
 
@@ -122,12 +122,12 @@ def _shared_layers(backbone: Backbone) -> set[str]:
 def _refuse_head(folder: Path, adapter: PeftAdapter, labels: Sequence[str]) -> None:
     if labels:
         raise ConfigError(
-            f"labels are those of an encoder's head, got {', '.join(labels)} for a causal backbone, which "
+            f"labels are those of an encoder's head, got {_listed(labels)} for a causal backbone, which "
             "reads them off the examples: leave them out"
         )
     if adapter.saved:
         raise IncrementError(
-            f"{folder} saves the module of {adapter.saved[0]} whole (modules_to_save), which is no "
+            f"{folder} saves the module of {adapter.saved[0]!r} whole (modules_to_save), which is no "
             "low-rank change: train the adapter without it"
         )
 
@@ -138,7 +138,7 @@ def _read_head(
     """Labels and head of an encoder's adapter, from the files beside it."""
     if adapter.saved:
         raise IncrementError(
-            f"{folder} brings the head of a transformers classifier ({adapter.saved[0]}), which "
+            f"{folder} brings the head of a transformers classifier ({adapter.saved[0]!r}), which "
             f"does not read mean hidden states: leave modules_to_save out and give a {HEAD_FILE} that does"
         )
     file = folder / HEAD_FILE
@@ -149,22 +149,26 @@ def _read_head(
         )
     found = tuple(labels) or _noted_labels(folder / NOTES)
     shapes = {"weight": [len(found), num_channels], "bias": [len(found)]}
-    with open_tensors(file, str(file)) as opened:
+    with open_foreign(file) as opened:
         sizes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
         if sizes != shapes:
             raise IncrementError(
-                f"{file} holds {sizes}, a head for the labels {', '.join(found) or '(none given)'} "
+                f"{file} holds {sizes}, a head for the labels {_listed(found) or '(none given)'} "
                 f"holds {shapes}: give its labels in the order of its rows (--labels)"
             )
-        head = {name: opened.get_tensor(name).to(torch.float32).clone() for name in shapes}
-    refuse_infinite(head, str(file))
+        head = {name: part.float() for name, part in read_floats(opened, shapes, str(file)).items()}
     unknown = sorted(set(task.labels) - set(found))
     if unknown or len(set(found)) != len(found):
         raise DataError(
-            f"the head of {folder} names {', '.join(found)}, the examples have {', '.join(task.labels)}: "
+            f"the head of {folder} names {_listed(found)}, the examples have {_listed(task.labels)}: "
             "each label must be one of the head's, and each of those there once"
         )
     return found, head
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Labels for a message, without any signs that a terminal would obey."""
+    return ", ".join(map(repr, labels))
 
 
 def _noted_labels(file: Path) -> tuple[str, ...]:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from slm.errors import IncrementError, StoreError
 from slm.increments.increment import Increment, LowRankPair, unify
+from slm.store.foreign import open_foreign, read_floats
 from slm.store.peft_settings import read_settings, scales_of
-from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX, open_tensors, read_tensor, refuse_infinite
+from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX
 
 MAX_RANK = 1024
 """Largest rank of an imported pair, as of a learned one."""
 
-_MAX_HEADER_BYTES = 1 << 25
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 
 
@@ -61,17 +60,15 @@ def read_peft_adapter(
     """
     settings = read_settings(_file(folder, ADAPTER_CONFIG))
     file = _file(folder, ADAPTER_MODEL)
-    _check_header(file)
-    with open_tensors(file, str(file)) as opened:
+    with open_foreign(file) as opened:
         modules, saved = _sort(opened.keys(), settings, str(file))
         places = _places(modules, shapes, prefix, shared, str(file))
         halves = [name for module in modules.values() for name in module.values()]
         sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
         ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
-        tensors = {name: read_tensor(opened, name, str(file)) for name in halves}
-    refuse_infinite(tensors, str(file))
+        tensors = read_floats(opened, halves, str(file))
     scales = scales_of(ranks, settings, str(folder / ADAPTER_CONFIG))
-    pairs = {m: _pair(m, modules[m], tensors, str(file)) for m in modules}
+    pairs = {m: LowRankPair(tensors[half["A"]], tensors[half["B"]]) for m, half in modules.items()}
     for module, pair in pairs.items():
         _refuse_overflow(module, pair, scales[module], str(folder))
     placed = {places[m]: pair for m, pair in pairs.items()}
@@ -88,8 +85,8 @@ def _file(folder: Path, name: str) -> Path:
     pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
     if not file.exists() and name == ADAPTER_MODEL and pickles:
         raise StoreError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which is never opened: save the adapter "
-            f"with peft's save_pretrained, which writes {ADAPTER_MODEL}"
+            f"{folder} holds its weights as a pickle ({pickles[0]!r}), which is never opened: save the "
+            f"adapter with peft's save_pretrained, which writes {ADAPTER_MODEL}"
         )
     if file.is_symlink():
         raise StoreError(f"{file} is a link, which is not followed: copy the adapter with cp -rL first")
@@ -99,18 +96,6 @@ def _file(folder: Path, name: str) -> Path:
             f"it needs {ADAPTER_CONFIG} and {ADAPTER_MODEL}"
         )
     return file
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
-    if size > _MAX_HEADER_BYTES:
-        raise StoreError(
-            f"{file} announces a header of {size} bytes, at most {_MAX_HEADER_BYTES} are read: it is damaged"
-        )
 
 
 def _sort(
@@ -162,8 +147,8 @@ def _places(
         place = next((name for name in _spellings(module, prefix) if name in shapes), None)
         if place is None:
             raise IncrementError(
-                f"{where} changes {module}, which is no linear layer of a block of this backbone: only those "
-                "can be re-parameterized, and the adapter must have been trained on this backbone"
+                f"{where} changes {module!r}, which is no linear layer of a block of this backbone: only "
+                "those can be re-parameterized, and the adapter must have been trained on this backbone"
             )
         if place in places.values():
             raise IncrementError(f"{where} changes {place} twice: one pair per layer is needed")
@@ -197,30 +182,17 @@ def _check_pair(
     """The rank of a pair, from the header alone."""
     if len(halves) != 2:
         missing = "lora_B" if "A" in halves else "lora_A"
-        raise IncrementError(f"{where} has no {missing} for {module}: the adapter is not whole")
+        raise IncrementError(f"{where} has no {missing} for {module!r}: the adapter is not whole")
     down, up = sizes[halves["A"]], sizes[halves["B"]]
     rank = down[0] if len(down) == 2 else 0
     if down != (rank, shape[1]) or up != (shape[0], rank):
         raise IncrementError(
-            f"{where} has lora_A {down} and lora_B {up} for {module}, the layer maps {shape[1]} "
+            f"{where} has lora_A {down} and lora_B {up} for {module!r}, the layer maps {shape[1]} "
             f"to {shape[0]} features: the adapter was trained on another backbone"
         )
     if not 1 <= rank <= MAX_RANK:
-        raise IncrementError(f"{where} has rank {rank} at {module}: a rank must be in 1..{MAX_RANK}")
+        raise IncrementError(f"{where} has rank {rank} at {module!r}: a rank must be in 1..{MAX_RANK}")
     return rank
-
-
-def _pair(module: str, halves: Mapping[str, str], tensors: Mapping[str, Tensor], where: str) -> LowRankPair:
-    down, up = tensors[halves["A"]], tensors[halves["B"]]
-    if (
-        not (down.is_floating_point() and up.is_floating_point())
-        or min(map(Tensor.element_size, (down, up))) < 2
-    ):
-        raise IncrementError(
-            f"{where} holds {down.dtype} and {up.dtype} for {module}: "
-            "values must be floats of 16 bits or more"
-        )
-    return LowRankPair(down, up)
 
 
 def _refuse_overflow(module: str, pair: LowRankPair, scale: float, where: str) -> None:

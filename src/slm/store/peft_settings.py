@@ -99,7 +99,7 @@ def read_settings(file: Path) -> dict[str, Any]:
             f"{file} has peft_type {kind!r}: only LORA can be imported, whose change of a layer is s · B A"
         )
     bias, start = settings.get("bias", "none"), settings.get("init_lora_weights", True)
-    odd = [name for name, value in settings.items() if value and name not in _UNDERSTOOD]
+    odd = [repr(name) for name, value in settings.items() if value and name not in _UNDERSTOOD]
     if bias != "none":
         odd.append(f"bias = {bias!r}")
     if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
@@ -131,11 +131,12 @@ def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str)
         declared = _look_up(rank_of, module, settings.get("r", 8), end, where)
         if type(declared) is not int or declared != rank:
             raise IncrementError(
-                f"{where} says rank {declared!r} for {module}, its tensors have rank {rank}: they must agree"
+                f"{where} says rank {declared!r} for {module!r}, its tensors have rank {rank}: "
+                "they must agree"
             )
         alpha = _look_up(alpha_of, module, settings.get("lora_alpha", 8), end, where)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 1e9:
-            raise IncrementError(f"{where} has alpha {alpha!r} for {module}: it must be a number up to 1e9")
+            raise IncrementError(f"{where} has alpha {alpha!r} for {module!r}: it must be a number up to 1e9")
         scales[module] = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return scales
 

@@ -104,24 +104,7 @@ def refuse_infinite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         wide = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite knows no 8-bit floats
         if not bool(torch.isfinite(wide).all()):
-            raise StoreError(f"{where} holds NaN or infinity at {name}: restore it from a copy")
-
-
-def read_tensor(opened: Any, name: str, where: str) -> Tensor:
-    """A tensor of an open file, copied out of it; float64 becomes float32, in which slm computes.
-
-    Raises:
-        StoreError: a value is too large for float32.
-    """
-    tensor: Tensor = opened.get_tensor(name)
-    if tensor.dtype != torch.float64:
-        return tensor.clone()
-    narrow = tensor.float()
-    if bool((narrow.isinf() & tensor.isfinite()).any()):
-        raise StoreError(
-            f"{where} holds values too large for float32 at {name!r}: restore it from a copy or train it anew"
-        )
-    return narrow
+            raise StoreError(f"{where} holds NaN or infinity at {name!r}: restore it from a copy")
 
 
 def write_adapter(
@@ -231,12 +214,14 @@ def _pair_up(tensors: Mapping[str, Tensor]) -> dict[str, LowRankPair]:
         if suffix is None or not name.startswith(PREFIX) or not module:
             raise IncrementError(f"it holds {name!r}, which is no lora_A or lora_B weight: not an increment")
         if not tensor.is_floating_point():
-            raise IncrementError(f"it holds {tensor.dtype} at {name}: an increment has floating point values")
+            raise IncrementError(
+                f"it holds {tensor.dtype} at {name!r}: an increment has floating point values"
+            )
         halves.setdefault(module, {})[_SUFFIXES[suffix]] = tensor
     for module, half in halves.items():
         if len(half) != 2:
             missing = "lora_B" if "A" in half else "lora_A"
-            raise IncrementError(f"it has no {missing} for {module}: the file does not hold one increment")
+            raise IncrementError(f"it has no {missing} for {module!r}: the file does not hold one increment")
     return {module: LowRankPair(half["A"], half["B"]) for module, half in halves.items()}
 
 
