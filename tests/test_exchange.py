@@ -526,13 +526,26 @@ def test_the_labels_of_an_encoders_head_may_stand_in_any_order(encoder, minilm, 
     assert [a.text for a in found] == [a.text for a in oracle]
 
 
-def test_a_transformers_classifiers_head_is_refused_by_its_name(minilm, moods, tmp_path):
+def test_an_adapter_of_a_transformers_classifier_gives_its_hidden_states_to_another_head(
+    minilm, moods, tmp_path
+):
     from transformers import AutoModelForSequenceClassification
 
     source = minilm.model.config._name_or_path
-    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
-    config = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
-    get_peft_model(plain, config).save_pretrained(tmp_path / "adapter")
-    model = ScalableLM.create(tmp_path / "store", minilm, settings())
-    with pytest.raises(IncrementError, match=r"brings the head of a transformers classifier \('classifier"):
+    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2, dtype=torch.float32)
+    adapted = get_peft_model(plain, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    adapted.save_pretrained(tmp_path / "adapter")
+    model = ScalableLM.create(tmp_path / "store", minilm, settings(has_background=False))
+    with pytest.raises(
+        IncrementError, match=r"has no head.safetensors, .*own 'bert.pooler', 'classifier' reads"
+    ):
         model.import_adapter(tmp_path / "adapter", moods)
+    head = {"weight": torch.randn(2, minilm.num_channels), "bias": torch.zeros(2)}
+    save_file(head, tmp_path / "adapter" / "head.safetensors")
+    report = model.import_adapter(tmp_path / "adapter", moods, labels=["bad", "good"])
+    assert report.left_out == ("bert.pooler", "classifier")
+    expected = outputs(minilm, adapted.base_model.model.bert)
+    torch.testing.assert_close(bound_outputs(model, {"moods": 1.0}), expected, rtol=0, atol=1e-4)

@@ -302,11 +302,12 @@ def test_tensors_that_do_not_belong_are_refused(folder, name, said):
     assert said in message or "no linear layer of a block" in message
 
 
-def test_of_a_module_saved_whole_the_name_alone_is_read(folder):
+def test_of_what_is_left_out_the_name_alone_is_read(folder):
     change_settings(folder, modules_to_save=["lm_head"])
     file = folder / "adapter_model.safetensors"
     save_file(load_file(file) | {"base_model.model.lm_head.weight": torch.full((2, 2), torch.nan)}, file)
-    assert read(folder).saved == ("lm_head.weight",)
+    assert "saves the module of 'lm_head.weight' whole (modules_to_save)" in refused(folder)
+    assert read_peft_adapter(folder, SHAPES, "model", unused=("lm_head", "score")).left_out == ("lm_head",)
 
 
 def test_a_module_that_no_backbone_layer_matches_is_named(folder):

@@ -57,5 +57,7 @@ def import_(
     if as_json:
         return print_json(report)
     print_line(f"imported {report['task']} ({report['kind']}, found by {report['num_examples']} examples)")
+    if report["left_out"]:
+        print_line(f"left out {', '.join(report['left_out'])}: head.safetensors names labels instead")
     size = f"{report['size_bytes'] / 1e6:.2f} MB"
     print_line(f"rank {report['rank']} on {report['num_layers']} layers, {size}", "dim")

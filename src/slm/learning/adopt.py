@@ -25,6 +25,9 @@ from slm.store.peft_settings import read_json_object
 from slm.store.records import HEAD_FILE
 from slm.tasks import Task
 
+# What transformers' classifiers put around a backbone: nothing of it is in the last hidden states.
+_CLASSIFIER = ("classifier", "pre_classifier", "score", "head", "pooler")
+
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
@@ -37,6 +40,7 @@ class ImportReport:
         rank: of its increment; the largest where layers differed.
         num_layers: linear layers it changes.
         size_bytes: bytes the task takes in the store.
+        left_out: modules of a transformers classifier that it changes too, which slm has no use for.
     """
 
     task: str
@@ -45,6 +49,7 @@ class ImportReport:
     rank: int
     num_layers: int
     size_bytes: int
+    left_out: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -78,12 +83,15 @@ def import_adapter(
     check_learnable(model, task)
     backbone = model.backbone
     shapes = {name: layer.shape for name, layer in backbone.reparameterizer.layers.items()}
-    adapter = read_peft_adapter(folder, shapes, backbone.model.base_model_prefix, _shared_layers(backbone))
+    prefix = backbone.model.base_model_prefix
+    is_encoder = backbone.kind is BackboneKind.ENCODER
+    unused = (*_CLASSIFIER, f"{prefix}.pooler") if is_encoder else ()
+    adapter = read_peft_adapter(folder, shapes, prefix, _shared_layers(backbone), unused)
     head: dict[str, Tensor] | None = None
-    if backbone.kind is BackboneKind.ENCODER:
+    if is_encoder:
         labels, head = _read_head(folder, adapter, task, labels, backbone.num_channels)
     else:
-        _refuse_head(folder, adapter, labels)
+        _refuse_labels(labels)
         labels = task.labels
     config = dataclasses.replace(model.config.learning, is_truncating=is_truncating)
     keys = prepare(model, task, config).keys
@@ -104,6 +112,7 @@ def import_adapter(
         rank=adapter.increment.rank,
         num_layers=len(adapter.increment.pairs),
         size_bytes=model.store.size_bytes(record),
+        left_out=adapter.left_out,
     )
 
 
@@ -119,16 +128,11 @@ def _shared_layers(backbone: Backbone) -> set[str]:
     }
 
 
-def _refuse_head(folder: Path, adapter: PeftAdapter, labels: Sequence[str]) -> None:
+def _refuse_labels(labels: Sequence[str]) -> None:
     if labels:
         raise ConfigError(
             f"labels are those of an encoder's head, got {_listed(labels)} for a causal backbone, which "
             "reads them off the examples: leave them out"
-        )
-    if adapter.saved:
-        raise IncrementError(
-            f"{folder} saves the module of {adapter.saved[0]!r} whole (modules_to_save), which is no "
-            "low-rank change: train the adapter without it"
         )
 
 
@@ -136,15 +140,11 @@ def _read_head(
     folder: Path, adapter: PeftAdapter, task: Task, labels: Sequence[str], num_channels: int
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Labels and head of an encoder's adapter, from the files beside it."""
-    if adapter.saved:
-        raise IncrementError(
-            f"{folder} brings the head of a transformers classifier ({adapter.saved[0]!r}), which "
-            f"does not read mean hidden states: leave modules_to_save out and give a {HEAD_FILE} that does"
-        )
     file = folder / HEAD_FILE
     if file.is_symlink() or not file.is_file():
+        own = f" (its own {_listed(adapter.left_out)} reads something else)" if adapter.left_out else ""
         raise IncrementError(
-            f"{folder} has no {HEAD_FILE}, without which an encoder cannot name a label: "
+            f"{folder} has no {HEAD_FILE}, without which an encoder cannot name a label{own}: "
             "give weight (Y, C) and bias (Y,) of a head that reads mean hidden states"
         )
     found = tuple(labels) or _noted_labels(folder / NOTES)

@@ -33,17 +33,21 @@ class PeftAdapter:
 
     Attributes:
         increment: its pairs under the backbone's own layer names, as one increment.
-        saved: paths of what it saved whole (``modules_to_save``), none of which is read.
+        left_out: those of the modules given as unused that it changes; nothing of them is read.
         settings: its ``adapter_config.json``.
     """
 
     increment: Increment
-    saved: tuple[str, ...]
+    left_out: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
 def read_peft_adapter(
-    folder: Path, shapes: Mapping[str, tuple[int, int]], prefix: str, shared: Collection[str] = ()
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    prefix: str,
+    shared: Collection[str] = (),
+    unused: Collection[str] = (),
 ) -> PeftAdapter:
     """Read a LoRA adapter that any program wrote, for a backbone with these layers.
 
@@ -52,6 +56,7 @@ def read_peft_adapter(
         shapes: layer name -> (O, I), everything an increment may change.
         prefix: what stands before a layer's name in a model with a head around the backbone, such as "bert".
         shared: linear layers of blocks that are not given one input per row, so that none can bend them.
+        unused: modules around the backbone, such as "classifier", whose changes are left out.
 
     Raises:
         StoreError: a file is missing, a link, no safetensors file, or holds NaN, infinity or what is too
@@ -61,7 +66,7 @@ def read_peft_adapter(
     settings = read_settings(_file(folder, ADAPTER_CONFIG))
     file = _file(folder, ADAPTER_MODEL)
     with open_foreign(file) as opened:
-        modules, saved = _sort(opened.keys(), settings, str(file))
+        modules, left_out = _sort(opened.keys(), settings, unused, str(file))
         places = _places(modules, shapes, prefix, shared, str(file))
         halves = [name for module in modules.values() for name in module.values()]
         sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
@@ -76,7 +81,7 @@ def read_peft_adapter(
         increment = unify(placed, {places[m]: s for m, s in scales.items()})
     except IncrementError as error:  # scales too far apart to be folded into B
         raise IncrementError(f"{folder}: {error}") from error
-    return PeftAdapter(increment, saved, settings)
+    return PeftAdapter(increment, left_out, settings)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -99,25 +104,31 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _sort(
-    names: Sequence[str], settings: Mapping[str, Any], where: str
+    names: Sequence[str], settings: Mapping[str, Any], unused: Collection[str], where: str
 ) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Split tensor names into module -> half -> name, and the paths of modules saved whole."""
+    """Split tensor names into module -> half -> name, and the unused modules that some are of."""
     wanted = settings.get("modules_to_save") or ()
     whole = [m for m in wanted if isinstance(m, str)] if isinstance(wanted, (list, tuple)) else []
     modules: dict[str, dict[str, str]] = {}
-    saved: list[str] = []
+    left_out: set[str] = set()
     for name in names:
         path = name.removeprefix(PREFIX)
         suffix = next((s for s in _HALVES if name.endswith(s)), None)
-        if suffix and path != name and path != suffix:
+        outer = next((m for m in unused if path != name and path.startswith(f"{m}.")), None)
+        if outer is not None:
+            left_out.add(outer)
+        elif suffix and path != name and path != suffix:
             modules.setdefault(path[: -len(suffix)], {})[_HALVES[suffix]] = name
         elif path != name and any(f"{m}." in path for m in whole):  # PEFT takes names that end so
-            saved.append(path)
+            raise IncrementError(
+                f"{where} saves the module of {path!r} whole (modules_to_save), which is no low-rank change: "
+                "train the adapter without it"
+            )
         else:
             raise IncrementError(f"{where} holds {name!r}: {_meaning(name)}")
     if not modules:
         raise IncrementError(f"{where} changes no layer: it holds no lora_A and lora_B weights")
-    return modules, tuple(saved)
+    return modules, tuple(sorted(left_out))
 
 
 def _meaning(name: str) -> str:
