@@ -8,11 +8,12 @@ from statistics import stdev
 
 import pytest
 
+from slm.bench.baselines import NAMES
 from slm.bench.cells import Cell, RunFolder
-from slm.bench.run_figures import draw_figures
+from slm.bench.run_figures import LOOKS, draw_confusions, draw_figures, look_of
 from slm.bench.run_page import write_report
 from slm.bench.run_text import command_of, describe_cells, drift_rows, leaderboard_table, markdown
-from slm.bench.tables import leaderboard
+from slm.bench.tables import leaderboard, side_by_side
 from slm.errors import DataError
 
 RUN = {
@@ -154,6 +155,98 @@ def test_curves_are_of_the_orders_that_all_methods_have():
         line.get_label(): line for line in draw_figures(results, leaderboard(results))["curves"].axes[0].lines
     }
     assert list(lines["SLM"].get_ydata()) == pytest.approx([90, 75])
+
+
+def test_every_method_has_a_look_of_its_own():
+    assert LOOKS.keys() == set(NAMES)
+    assert len({look.colour for look in LOOKS.values()}) == len(NAMES)
+    assert len({(look.marker, look.is_bound) for look in LOOKS.values()}) == len(NAMES)
+    assert max(LOOKS, key=lambda name: (LOOKS[name].layer, LOOKS[name].width)) == "slm"
+    dashed = [name for name, look in LOOKS.items() if look.style["linestyle"] != "-"]
+    assert max(dashed, key=lambda name: LOOKS[name].width) == "oracle"
+
+
+def test_a_method_looks_the_same_beside_any_others():
+    for results in (RESULTS, RESULTS[:2]):
+        figures = draw_figures(results, leaderboard(results))
+        own = next(line for line in figures["curves"].axes[0].lines if line.get_label() == "SLM")
+        assert (own.get_color(), own.get_marker()) == (LOOKS["slm"].colour, LOOKS["slm"].marker)
+    assert look_of("one of an older version").colour
+
+
+def costs_axes(*sizes, learn_s=1.0):
+    results = [
+        cell(name, "1", [[0.9], [0.8, 0.7]], size_bytes=[0, size], learn_s=[learn_s, learn_s])
+        for name, size in zip(("slm", "oracle", "frozen"), sizes, strict=False)
+    ]
+    figure = draw_figures(results, leaderboard(results))["costs"]
+    figure.canvas.draw()
+    return figure.axes[:2]
+
+
+def ticks(ax):
+    low, high = ax.get_xlim()
+    shown = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    return [label.get_text() for place, label in shown if low <= place <= high]
+
+
+def test_costs_that_span_less_than_a_decade_are_plain_numbers_from_zero():
+    left, right = costs_axes(4e6, 4.01e6)
+    assert left.get_xlim()[0] == 0
+    assert ticks(left)[0] == "0.0"
+    assert 3 <= len(ticks(left)) <= 8
+    assert ticks(right)[0] == "0.0"
+
+
+def test_a_method_that_keeps_nothing_stands_at_zero():
+    left, right = costs_axes(4e4, 4e7, 0, learn_s=4e-6)
+    assert ticks(left) == ["0", "0.01", "0.1", "1", "10", "100"]
+    assert min(line.get_xdata()[0] for line in left.lines) == 0
+    assert max(line.get_xdata()[0] for line in right.lines) == 0
+    assert ticks(costs_axes(4e4, 4e7)[0]) == ["0.01", "0.1", "1", "10", "100"]
+
+
+def test_learning_takes_a_mean_and_a_deviation_over_cells():
+    results = [RESULTS[0], {**RESULTS[1], "learn_s": [2.0, 4.0]}]
+    header, rows = leaderboard_table(leaderboard(results))
+    assert rows[0][header.index("learn, s per task")] == "2.0 ± 1.4"
+    bars = draw_figures(results, leaderboard(results))["costs"].axes[1].collections
+    assert [float(x) for x in bars[0].get_segments()[0][:, 0]] == pytest.approx([2 - 2**0.5, 2 + 2**0.5])
+
+
+def test_matrices_of_many_tasks_hold_their_values_and_curves_count_tasks_in_whole_numbers():
+    tasks = [f"t{i}" for i in range(12)]
+    many = cell("slm", "1", [[0.5] * (i + 1) for i in range(12)], tasks=tasks, learn_s=[1.0] * 12)
+    few = cell("slm", "1", [[0.9], [0.8, 0.7]])
+    figure = draw_figures([many], leaderboard([many]))["matrices"]
+    assert len(figure.axes[0].texts) == 12 * 13 / 2
+    for result in (many, few):
+        ax = draw_figures([result], leaderboard([result]))["curves"].axes[0]
+        assert all(place == int(place) for place in ax.get_xticks())
+
+
+def test_the_label_of_the_colour_bar_is_not_cut():
+    figure = draw_confusions([{**RESULTS[0], "tasks": ["a", "b", "c"], "confusion": [[1, 0, 0]] * 3}] * 3)
+    figure.canvas.draw()
+    box = figure.axes[-1].yaxis.label.get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.height
+
+
+def test_figures_are_of_one_number_of_examples():
+    results = [
+        cell(method, order, [[score], [score, score]], per_label=number)
+        for method, score in (("slm", 0.5), ("ewc", 0.3))
+        for order in ("8", "10")
+        for number in (4, 16)
+        if (method, number) != ("ewc", 16)
+    ]
+    # both have 4 examples, slm alone has 16
+    figures = draw_figures(results, leaderboard(results))
+    assert {line.get_label() for line in figures["curves"].axes[0].lines} == {"SLM", "EWC"}
+    assert [r["cell"] for r in side_by_side(results)] == [
+        {"method": m, "order": "8", "seed": 0, "per_label": 4} for m in ("slm", "ewc")
+    ]
 
 
 def test_a_method_that_some_orders_lack_is_named():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.bench.tables import Line, Result, Spread, drift_table, is_alone, leaderboard
+from slm.bench.tables import Line, Result, Spread, by_number, drift_table, is_alone, leaderboard
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows; the first column is text, the others are numbers."""
@@ -54,7 +54,7 @@ def leaderboard_table(lines: Sequence[Line]) -> Table:
                 points(line.misrouting, "%"),
                 points(line.refused, "%"),
                 f"{line.bytes_per_task / 1e3:,.0f}",
-                f"{line.learn_s:.1f}",
+                _seconds(line.learn_s),
                 f"{line.ask_ms:.1f}",
                 "–" if line.retrieval_share is None else f"{100 * line.retrieval_share:.0f}%",
             )
@@ -135,7 +135,7 @@ def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 def describe_cells(results: Sequence[Result]) -> str:
     """Orders, seeds and examples of some cells, in words."""
-    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)}, key=_by_number)
+    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)}, key=by_number)
     seeds = sorted({r["cell"]["seed"] for r in results})
     examples = sorted({n for r in results for n in r["num_examples"]})
     span = f"{examples[0]}" if len(examples) == 1 else f"{examples[0]} to {examples[-1]}"
@@ -143,11 +143,6 @@ def describe_cells(results: Sequence[Result]) -> str:
     if partial := _partial_methods(results):
         told += f" ({'; '.join(partial)})"
     return f"orders {told}; seeds {', '.join(map(str, seeds))}; {span} examples a task"
-
-
-def _by_number(order: str) -> tuple[int, str]:
-    """Orders are mostly named by numbers: 8 before 10."""
-    return len(order), order
 
 
 def _partial_methods(results: Sequence[Result]) -> list[str]:
@@ -158,7 +153,7 @@ def _partial_methods(results: Sequence[Result]) -> list[str]:
             orders.setdefault(result["title"], set()).add(result["cell"]["order"])
     every = set().union(*orders.values())
     return [
-        f"{title}: {', '.join(sorted(own, key=_by_number))} alone"
+        f"{title}: {', '.join(sorted(own, key=by_number))} alone"
         for title, own in sorted(orders.items())
         if own != every
     ]
@@ -172,6 +167,11 @@ def points(spread: Spread | None, unit: str = "") -> str:
     # Minus nothing is nothing.
     value = value.replace("-0.00", "0.00")
     return value if spread.deviation is None else f"{value} ± {100 * spread.deviation:.2f}"
+
+
+def _seconds(spread: Spread) -> str:
+    told = f"{spread.mean:.1f}"
+    return told if spread.deviation is None else f"{told} ± {spread.deviation:.1f}"
 
 
 def _changed(value: float | None, before: float | None, factor: float, form: str, change: str) -> str:

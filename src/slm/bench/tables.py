@@ -59,7 +59,7 @@ class Line:
         misrouting: share of test rows routed to another task.
         refused: share of test rows that abstained.
         bytes_per_task: kept at the end, over the number of tasks.
-        learn_s: per task.
+        learn_s: per task, over cells.
         ask_ms: milliseconds for a question of the last round.
         retrieval_share: of the time of answering.
         scores: task -> last score, mean over cells.
@@ -80,7 +80,7 @@ class Line:
     misrouting: Spread | None
     refused: Spread | None
     bytes_per_task: float
-    learn_s: float
+    learn_s: Spread
     ask_ms: float
     retrieval_share: float | None
     scores: Mapping[str, float]
@@ -119,6 +119,44 @@ def num_shots(per_label: int | None) -> float:
 def is_alone(result: Result) -> bool:
     """Whether a cell learned one task and no other."""
     return str(result["cell"]["order"]).startswith(ALONE)
+
+
+def side_by_side(results: Sequence[Result]) -> list[Result]:
+    """A cell of each method, all of one order, seed and number of examples: the place that most have.
+
+    Of places that equally many have, it is the one of the most examples, then of the first order and seed.
+    """
+    places: dict[tuple[str, int, int | None], list[Result]] = defaultdict(list)
+    for result in results:
+        places[(*_place(result), result["cell"]["per_label"])].append(result)
+
+    def rank(place: tuple[str, int, int | None]) -> tuple[Any, ...]:
+        order, seed, per_label = place
+        return -len(places[place]), -num_shots(per_label), *by_number(order), seed
+
+    return places[min(places, key=rank)] if places else []
+
+
+def shared_cells(results: Sequence[Result]) -> list[Result]:
+    """Cells of streams that every method has lived through, as curves of other tasks cannot be compared.
+
+    With the number of examples of :func:`side_by_side`; its cells where no order and seed is shared. Joint
+    methods live through no stream.
+    """
+    beside = side_by_side(results)
+    per_label = beside[0]["cell"]["per_label"] if beside else None
+    lived = [r for r in results if not r["is_joint"] and r["cell"]["per_label"] == per_label]
+    places: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for result in lived:
+        places[result["cell"]["method"]].add(_place(result))
+    shared = set.intersection(*places.values()) if places else set()
+    found = lived if shared else [result for result in beside if not result["is_joint"]]
+    return [result for result in found if not shared or _place(result) in shared]
+
+
+def by_number(order: str) -> tuple[int, str]:
+    """Orders are mostly named by numbers: 8 before 10."""
+    return len(order), order
 
 
 def last_scores(result: Result) -> dict[str, float]:
@@ -164,7 +202,7 @@ def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
         misrouting=Spread.of(misrouting(result["confusion"]) for result in cells),
         refused=Spread.of(sum(result["num_refused"]) / result["num_asked"] for result in cells),
         bytes_per_task=one(result["size_bytes"][-1] / len(result["tasks"]) for result in cells),
-        learn_s=one(sum(result["learn_s"]) / len(result["tasks"]) for result in cells),
+        learn_s=_known(Spread.of(sum(r["learn_s"]) / len(r["tasks"]) for r in cells)),
         ask_ms=one(1000 * result["ask_s"] / result["num_asked"] for result in cells),
         retrieval_share=_mean(r["retrieve_s"] / r["ask_s"] for r in cells if r["retrieve_s"] is not None),
         scores={task: one(last_scores(r)[task] for r in cells) for task in sorted(first["tasks"])},
