@@ -12,7 +12,16 @@ from slm.bench.baselines import NAMES
 from slm.bench.cells import Cell, RunFolder
 from slm.bench.run_figures import LOOKS, draw_confusions, draw_figures, look_of
 from slm.bench.run_page import write_report
-from slm.bench.run_text import command_of, describe_cells, drift_rows, leaderboard_table, markdown
+from slm.bench.run_text import (
+    COLUMNS,
+    captions,
+    command_of,
+    describe_cells,
+    drift_rows,
+    leaderboard_table,
+    markdown,
+    notes,
+)
 from slm.bench.tables import leaderboard, side_by_side
 from slm.errors import DataError
 
@@ -21,7 +30,7 @@ RUN = {
     "version": 1,
     "title": "Two <tasks>",
     "preset": "cpu",
-    "about": "seconds",
+    "about": "seconds of LoRA",
     "backbone": "minilm",
     "options": {"test": 4},
     "digest": "d",
@@ -67,6 +76,14 @@ RESULTS = [
     cell("slm", "alone-news", [[0.85]]),
     cell("slm", "alone-films", [[0.6]]),
 ]
+
+
+def page_of(results, folder):
+    run_folder = RunFolder(folder)
+    run_folder.begin(RUN)
+    for result in results:
+        run_folder.keep(Cell(**result["cell"]), result)
+    return write_report(folder).read_text()
 
 
 def line_of(method, results=RESULTS):
@@ -249,24 +266,107 @@ def test_figures_are_of_one_number_of_examples():
     ]
 
 
-def test_a_method_that_some_orders_lack_is_named():
-    assert describe_cells(RESULTS) == "orders 1, 2 (JOINT: 1 alone); seeds 0; 6 examples a task"
-    assert describe_cells(RESULTS[:4]) == "orders 1, 2; seeds 0; 6 examples a task"
+def notes_of(results, run=RUN):
+    return "\n".join(notes(run, results))
+
+
+def test_cells_are_told_with_their_test_rows_and_what_one_answer_is_worth():
+    told = "orders 1, 2; seed 0; 6 examples a task; 10 test rows a task, so one answer is worth "
+    assert describe_cells(RESULTS) == told + "5.00 points of a cell's average"
+    uneven = [{**result, "num_asked": 19} for result in RESULTS[:1]]
+    assert describe_cells(uneven).endswith(
+        "about 10 test rows a task, so one answer is worth about 5.26 points of a cell's average"
+    )
+
+
+def test_a_method_that_some_cells_lack_is_named_with_them():
+    assert "Means of fewer cells than others': JOINT without order 2." in notes_of(RESULTS)
+    assert "fewer cells" not in notes_of(RESULTS[:4])
+    assert "fewer cells" not in notes_of([RESULTS[0], RESULTS[2], RESULTS[5]])
+    line = [[0.5], [0.5, 0.5]]
+    seeds = [cell("slm", "1", line, seed=seed, per_label=4) for seed in (0, 1)]
+    other = cell("ewc", "1", line, per_label=4)
+    assert "EWC without order 1 of seed 1." in notes_of([*seeds, other])
+    more = cell("ewc", "1", line, per_label=16)
+    assert "SLM without order 1 with 16 examples of each label." in notes_of([seeds[0], other, more])
+
+
+def test_cells_of_other_settings_are_counted_and_named():
+    assert "settings" not in notes_of([{**result, "digest": "d"} for result in RESULTS])
+    strange = [{**RESULTS[0], "digest": "e"}, {**RESULTS[1], "digest": "e"}, *RESULTS[2:]]
+    assert "Of other settings of suite or preset than run.json names are 2 of 7 cells: SLM (2)." in notes_of(
+        strange
+    )
+
+
+def test_an_oracle_of_another_commit_is_told():
+    assert "commit" not in notes_of(RESULTS)
+    newer = {"commit": "d" * 40, "device": "cpu"}
+    found = notes_of([{**RESULTS[0], "environment": newer}, *RESULTS[1:]])
+    assert "Of another commit than the oracle's cell beside them are 1 of 7 cells: SLM (1)." in found
+    # learned alone, which no oracle is beside
+    assert "commit" not in notes_of([*RESULTS[:6], {**RESULTS[6], "environment": newer}])
+
+
+def test_a_commit_is_shortened_and_keeps_that_it_had_changes(tmp_path):
+    results = [{**r, "environment": {"commit": "c" * 40 + " with changes", "device": "cpu"}} for r in RESULTS]
+    assert "Commit cccccccccccc with changes; cpu." in markdown(RUN, results)
+    assert "<dt>commit</dt><dd>cccccccccccc with changes</dd>" in page_of(results, tmp_path)
+
+
+def test_the_time_of_all_cells_stands_under_the_leaderboard():
+    assert "7 cells, computed in 2.5 hours in all." in notes_of([{**r, "time_s": 9000 / 7} for r in RESULTS])
+
+
+FEW = [
+    cell(method, order, [[score], [score, score]], per_label=number, num_examples=[2 * number] * 2)
+    for number, score in ((4, 0.5), (16, 0.6))
+    for method in ("slm", "oracle")
+    for order in ("8", "10")
+]
+
+
+def test_every_number_of_examples_has_its_table_of_tasks_and_its_1_percent():
+    text = markdown(RUN, FEW)
+    few = text.index("points of 100; 4 examples of each label.")
+    assert few < text.index("| SLM | 50.0 | 50.0 |") < text.index("100; 16 examples of each label.")
+    assert "| SLM | 60.0 | 60.0 |" in text
+    assert "takes 1.5 kB on average with 4 examples of each label, about 6.0 kB with 16 examples" in text
+    assert "takes 1.5 kB on average.\n" in markdown(RUN, RESULTS)
+
+
+def test_captions_say_of_which_orders_seeds_and_examples_figures_are():
+    told = captions(FEW)
+    for name in ("matrices", "confusion"):
+        assert told[name].endswith("Shown: order 8; seed 0; 16 examples of each label, 32 examples a task.")
+    for name in ("curves", "costs"):
+        assert "Shown: orders 8, 10; seed 0; 16 examples of each label" in told[name]
+    assert "4 and 16 examples of each label" in told["shots"]
+    lacking = [*FEW, cell("ewc", "9", [[0.1], [0.1, 0.1]], per_label=4)]
+    assert captions(lacking)["matrices"].endswith("Not among them: EWC.")
+
+
+def test_every_column_of_the_leaderboard_is_explained(tmp_path):
+    results = [*FEW, cell("slm", "alone-news", [[0.85]], per_label=4)]
+    results += [cell("slm", "alone-films", [[0.6]], per_label=4)]
+    header, _ = leaderboard_table(leaderboard(results))
+    assert set(header[1:]) == COLUMNS.keys()
+    page = page_of(RESULTS, tmp_path)
+    assert all(f"<dt>{name}</dt>" in page for name in COLUMNS if name != "of each label")
+    assert "<dt>of each label</dt>" not in page
+    assert "* **kB per task**: " in (tmp_path / "report.md").read_text()
 
 
 def test_markdown_has_every_method_and_the_command_under_the_table():
     text = markdown(RUN, RESULTS)
     assert "| SLM | 77.50 ± 3.54 | 5.00 ± 7.07 |" in text
     assert "JOINT (bound)" in text
+    assert text.startswith("## Two <tasks>: preset cpu\n\nSeconds of LoRA. Backbone")
     assert text.index("slm bench long") > text.index("JOINT (bound)")
 
 
 def test_the_page_is_whole_escapes_its_texts_and_needs_no_network(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.begin(RUN)
-    for result in RESULTS:
-        folder.keep(Cell(**result["cell"]), result)
-    page = write_report(tmp_path).read_text()
+    page = page_of(RESULTS, tmp_path)
     assert "<h1>Two &lt;tasks&gt;</h1>" in page
     assert page.count("<svg") == 4  # curves, costs, matrices, routing
     assert not re.search(r"(src|href)=\"?https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))

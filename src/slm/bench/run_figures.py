@@ -80,7 +80,7 @@ def look_of(method: str) -> Look:
 def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, Any]:
     """Every figure that the cells have something for, by file name.
 
-    Where the numbers of examples differ, all but the last are of the largest.
+    Where the numbers of examples differ, all but the last are of that of :func:`side_by_side`.
 
     Args:
         results: cells of one run.
@@ -98,8 +98,8 @@ def draw_figures(results: Sequence[Result], lines: Sequence[Line]) -> dict[str, 
     routed = [result for result in beside if result["confusion"] and len(result["tasks"]) > 1]
     if routed:
         figures["confusion"] = draw_confusions(routed)
-    most = max((line.per_label for line in lines), key=num_shots)
-    figures["costs"] = draw_costs([line for line in lines if line.per_label == most])
+    per_label = beside[0]["cell"]["per_label"]
+    figures["costs"] = draw_costs([line for line in lines if line.per_label == per_label])
     if len({line.per_label for line in lines}) > 1:
         figures["shots"] = draw_shots(lines)
     return figures

@@ -14,40 +14,30 @@ from slm.bench.cells import RunFolder
 from slm.bench.report import save_figure
 from slm.bench.run_figures import draw_figures
 from slm.bench.run_text import (
+    COLUMNS,
+    DEFINITIONS,
     FORMULAS,
     Table,
+    captions,
     command_of,
     describe_cells,
     drift_rows,
     leaderboard_table,
     markdown,
-    task_table,
+    notes,
+    short_commit,
+    task_tables,
 )
-from slm.bench.tables import Result, leaderboard
+from slm.bench.tables import Line, Result, leaderboard
 from slm.errors import ConfigError
 
 PAGE = "report.html"
-_CAPTIONS = {
-    "curves": (
-        "Forgetting",
-        "Mean score of all tasks learned so far. Tasks differ in difficulty, so every curve moves with them; "
-        "the distance to the dashed curve of the oracle is what forgetting and routing cost.",
-    ),
-    "costs": (
-        "What it costs",
-        "Average after the last task against bytes kept beyond the frozen backbone, and against the time to "
-        "learn a task. Bars are deviations over orders and seeds.",
-    ),
-    "matrices": (
-        "Accuracy matrices",
-        "Row: after learning this task. Column: score of that task. What fades downwards is forgotten.",
-    ),
-    "confusion": (
-        "Routing",
-        "Where the test rows went after the last task, for methods that route. Orange: percent of a task's "
-        "rows routed to another one.",
-    ),
-    "shots": ("Few examples", "Average after the last task against examples of each label."),
+_TITLES = {
+    "curves": "Forgetting",
+    "costs": "What it costs",
+    "shots": "Few examples",
+    "matrices": "Accuracy matrices",
+    "confusion": "Routing",
 }
 
 _PAGE = Template("""<!doctype html>
@@ -86,9 +76,11 @@ dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
 <h1>$title</h1>
 <p>$about</p>
 <h2>Leaderboard</h2>
-<p>$formulas</p>
 $leaderboard
-<p>$bytes</p>
+$notes
+<h3>What the columns say</h3>
+<p>$formulas</p>
+<dl>$columns</dl>
 $sections
 <h2>How to repeat it</h2>
 <pre>$command</pre>
@@ -136,7 +128,8 @@ def write_report(folder: str | Path) -> Path:
         for name, figure in figures.items():
             save_figure(figure, run_folder.path / f"{name}.png")
         path.write_text(_page(run, results, figures), encoding="utf-8")
-        (run_folder.path / "report.md").write_text(markdown(run, results), encoding="utf-8")
+        text = f"{markdown(run, results)}\n{DEFINITIONS}\n"
+        (run_folder.path / "report.md").write_text(text, encoding="utf-8")
         summary = {"run": run, "leaderboard": table_as_dicts(leaderboard_table(lines))}
         (run_folder.path / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -154,40 +147,49 @@ def table_as_dicts(table: Table) -> list[dict[str, str]]:
 
 def _page(run: Mapping[str, Any], results: Sequence[Result], figures: Mapping[str, Any]) -> str:
     lines = leaderboard(results)
-    marks = ["bound" if x.is_bound else "own" if x.method == "slm" else "" for x in lines]
-    sections = []
-    for name in ("curves", "costs", "shots"):
-        sections += _figure_section(name, figures)
-    shown = [mark for mark, x in zip(marks, lines, strict=True) if x.per_label == lines[0].per_label]
-    sections.append(f"<h2>Every task</h2><p>Last score, points of 100.</p>{_table(task_table(lines), shown)}")
-    for name in ("matrices", "confusion"):
-        sections += _figure_section(name, figures)
+    board = leaderboard_table(lines)
+    told = captions(results)
+    sections = [_figure_section(name, figures, told) for name in ("curves", "costs", "shots")]
+    sections.append("<h2>Every task</h2>")
+    for what, table in task_tables(lines):
+        sections.append(f"<p>{html.escape(what)}</p>{_table(table, _marks(lines, table))}")
+    sections += [_figure_section(name, figures, told) for name in ("matrices", "confusion")]
     drift = drift_rows(results)
     if drift:
         sections.append(
             "<h2>Base-model drift</h2><p>What was never learned: loss on unrelated texts (nats a token) and "
             "zero-shot scores; in brackets the change against the frozen backbone.</p>" + _table(drift, [])
         )
-    share = run["bytes_per_task_of_1_percent"] / 1e3
     return _PAGE.substitute(
         title=html.escape(run["title"]),
         about=html.escape(
             f"Preset {run['preset']}: {run['about']}. Backbone {run['backbone']}; {describe_cells(results)}."
         ),
         formulas=html.escape(FORMULAS),
-        leaderboard=_table(leaderboard_table(lines), marks),
-        bytes=f"To keep 1% of a task's training rows takes {share:.1f} kB on average.",
+        columns=_definitions({name: [COLUMNS[name]] for name in board[0] if name in COLUMNS}),
+        leaderboard=_table(board, [_mark(line) for line in lines]),
+        notes="".join(f"<p>{html.escape(note)}</p>" for note in notes(run, results)),
         sections="\n".join(sections),
         command=html.escape(command_of(run, results)),
-        environment=_environment(results),
+        environment=_definitions(_environment(results)),
     )
 
 
-def _figure_section(name: str, figures: Mapping[str, Any]) -> list[str]:
+def _mark(line: Line) -> str:
+    return "bound" if line.is_bound else "own" if line.method == "slm" else ""
+
+
+def _marks(lines: Sequence[Line], table: Table) -> list[str]:
+    """Of the rows of a table whose first column is titles."""
+    marks = {line.title: _mark(line) for line in lines}
+    return [marks[row[0]] for row in table[1]]
+
+
+def _figure_section(name: str, figures: Mapping[str, Any], told: Mapping[str, str]) -> str:
     if name not in figures:
-        return []
-    title, caption = _CAPTIONS[name]
-    return [f"<h2>{title}</h2><p>{html.escape(caption)}</p><figure>{_svg(figures[name], title)}</figure>"]
+        return ""
+    title = _TITLES[name]
+    return f"<h2>{title}</h2><p>{html.escape(told[name])}</p><figure>{_svg(figures[name], title)}</figure>"
 
 
 def _svg(figure: Any, title: str) -> str:
@@ -215,12 +217,17 @@ def _table(table: Table, marks: Sequence[str]) -> str:
     )
 
 
-def _environment(results: Sequence[Result]) -> str:
-    names = list(results[0]["environment"])
-    found = {name: sorted({str(result["environment"][name]) for result in results}) for name in names}
-    found["cells"] = [str(len(results))]
-    found["computed in"] = [f"{sum(result['time_s'] for result in results) / 60:.0f} minutes of cells"]
+def _environment(results: Sequence[Result]) -> dict[str, list[str]]:
+    found = {
+        name.replace("_", " "): sorted({str(result["environment"][name]) for result in results})
+        for name in results[0]["environment"]
+    }
+    return {**found, "commit": sorted({short_commit(r["environment"]["commit"]) for r in results})}
+
+
+def _definitions(terms: Mapping[str, Sequence[str]]) -> str:
+    """The rows of a definition list."""
     return "".join(
-        f"<dt>{html.escape(name.replace('_', ' '))}</dt><dd>{html.escape(', '.join(values))}</dd>"
-        for name, values in found.items()
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(', '.join(texts))}</dd>"
+        for name, texts in terms.items()
     )

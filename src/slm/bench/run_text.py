@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from slm.bench.tables import Line, Result, Spread, by_number, drift_table, is_alone, leaderboard
+from slm.bench.tables import (
+    Line,
+    Place,
+    Result,
+    Spread,
+    by_number,
+    drift_table,
+    is_alone,
+    leaderboard,
+    num_shots,
+    place_of,
+    shared_cells,
+    side_by_side,
+)
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Header and rows; the first column is text, the others are numbers."""
 
 FORMULAS = (
     "a[i][j] is the score on task j's test rows after learning task i; all tasks learned so far are asked in "
-    "one shuffled list. average = (1/t) Σ a[t][j]; forgetting = mean over j < t of max over i ≥ j of a[i][j] "
-    "− a[t][j]; backward transfer = mean over j < t of a[t][j] − a[j][j]; oracle gap = the oracle's average "
-    "− the method's. Points of 100; ± is the sample deviation over orders and seeds. Bounds are told the "
-    "task of every question, or see all tasks at once."
+    "one shuffled list. Scores are points of 100; ± is the sample deviation over orders and seeds. Bounds "
+    "are told the task of every question, or see all tasks at once."
 )
+
+COLUMNS = {
+    "of each label": "examples of each label that a task is learned from",
+    "average": "(1/t) Σ a[t][j], the mean score of all t tasks after the last one",
+    "forgetting": "mean over j < t of max over i ≥ j of a[i][j] − a[t][j]: what tasks lost of their best",
+    "backward transfer": "mean over j < t of a[t][j] − a[j][j]: what later tasks changed of the first score",
+    "forward transfer": "mean over j > 1 of a[j][j] less the score of task j where it is learned alone",
+    "oracle gap": "the oracle's average − the method's, order by order: what not being told the task costs",
+    "misrouted": "test rows after the last task that go to another task than their own, whether refused or "
+    "not; a dash where nothing is routed",
+    "refused": "test rows after the last task that no task claims: the frozen backbone answers them, where "
+    "it can; an encoder cannot, so they count as wrong",
+    "kB per task": "kept at the end beside the frozen backbone, over the number of tasks. Of slm: increment, "
+    "head, key and statistics of each task, and the store's background statistics in cells from commit "
+    "6e4d665 on. Increments kept in a store are float16 from commit ef0cb94 on; in cells of earlier commits "
+    "they are float32, twice as large",
+    "learn, s per task": "seconds to learn a task; of a joint method, all tasks over their number. What slm, "
+    "its bounds and its ablations learn of a task is learned once a run, and its time counts for each. All "
+    "times are of a shared machine as it was, so only large ratios mean something",
+    "ask, ms": "milliseconds for a question of the last round, routing included",
+    "retrieval share": "time of routing the same questions alone, over the time of answering them",
+}
+"""What the columns of the leaderboard say."""
+
+DEFINITIONS = "\n".join([FORMULAS, "", *(f"* **{name}**: {text}." for name, text in COLUMNS.items())])
+"""What stands once in a document of Markdown."""
+
+_CAPTIONS = {
+    "curves": "Mean score of all tasks learned so far. Tasks differ in difficulty, so every curve moves with "
+    "them; the distance to the oracle's, black and dashed with stars, is what forgetting and routing cost.",
+    "costs": "Average after the last task against bytes kept beside the frozen backbone, and against the "
+    "time to learn a task. Bars are deviations over orders and seeds. Where an axis counts decades, what "
+    "lies left of the first one runs evenly to zero.",
+    "matrices": "Row: after learning this task. Column: score of that task (%). What fades downwards is "
+    "forgotten.",
+    "confusion": "Where the test rows went after the last task, for methods that route. Orange: percent of a "
+    "task's rows routed to another one.",
+    "shots": "Average after the last task against examples of each label.",
+}
 
 
 def leaderboard_table(lines: Sequence[Line]) -> Table:
@@ -62,15 +113,72 @@ def leaderboard_table(lines: Sequence[Line]) -> Table:
     return tuple(header), rows
 
 
-def task_table(lines: Sequence[Line]) -> Table:
-    """Last score of every task, one row per method."""
-    tasks = sorted(lines[0].scores)
-    rows = [
-        (line.title, *(f"{100 * line.scores[task]:.1f}" for task in tasks))
-        for line in lines
-        if line.per_label == lines[0].per_label
+def task_tables(lines: Sequence[Line]) -> list[tuple[str, Table]]:
+    """Last score of every task, one row per method: a table for each number of examples, which it names."""
+    return [
+        (f"Last score of every task, points of 100{number}.", task_table(own))
+        for number, own in _apart(lines)
     ]
+
+
+def task_table(lines: Sequence[Line]) -> Table:
+    """Last score of every task, one row per line."""
+    tasks = sorted(lines[0].scores)
+    rows = [(line.title, *(f"{100 * line.scores[task]:.1f}" for task in tasks)) for line in lines]
     return ("method", *tasks), rows
+
+
+def _apart(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    """The lines of each number of examples, which is named unless it is the only one."""
+    groups: dict[int | None, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line.per_label, []).append(line)
+    return [(f"; {_shots(n)}" if len(groups) > 1 else "", own) for n, own in groups.items()]
+
+
+def captions(results: Sequence[Result]) -> dict[str, str]:
+    """What each figure shows, and of which orders, seeds and examples it is."""
+    cells = [result for result in results if not is_alone(result)]
+    beside = side_by_side(cells)
+    shown = {
+        "curves": shared_cells(cells),
+        "costs": [r for r in cells if r["cell"]["per_label"] == beside[0]["cell"]["per_label"]],
+        "matrices": beside,
+        "confusion": beside,
+        "shots": cells,
+    }
+    told = {name: f"{text} Shown: {_stream(shown[name])}." for name, text in _CAPTIONS.items()}
+    lived = {result["title"] for result in cells if not result["is_joint"]}
+    for name in ("curves", "matrices", "confusion"):
+        if lacking := sorted(lived - {result["title"] for result in shown[name]}):
+            told[name] += f" Not among them: {', '.join(lacking)}."
+    return told
+
+
+def _stream(results: Sequence[Result]) -> str:
+    """Orders, seeds and examples in words."""
+    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)}, key=by_number)
+    seeds = sorted({r["cell"]["seed"] for r in results})
+    numbers = sorted({r["cell"]["per_label"] for r in results}, key=num_shots)
+    lengths = [n for r in results for n in r["num_examples"]]
+    examples = f"{_span(lengths)} examples a task"
+    if numbers != [None]:
+        told = " and ".join(str(number or "all") for number in numbers)
+        examples = f"{told} examples of each label, {examples}"
+    return f"{_named('order', orders)}; {_named('seed', seeds)}; {examples}"
+
+
+def _shots(per_label: int | None) -> str:
+    return "all examples" if per_label is None else f"{per_label} examples of each label"
+
+
+def _named(name: str, values: Sequence[object]) -> str:
+    return f"{name}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def drift_rows(results: Sequence[Result]) -> Table | None:
@@ -99,25 +207,82 @@ def drift_rows(results: Sequence[Result]) -> Table | None:
 
 def markdown(run: Mapping[str, Any], results: Sequence[Result]) -> str:
     """One section of a results page: its tables, what they are of, and the command under them."""
-    lines = leaderboard(results)
+    lines, about = leaderboard(results), run["about"]
     parts = [
         f"## {run['title']}: preset {run['preset']}",
-        f"{run['about'].capitalize()}. Backbone `{run['backbone']}`; {describe_cells(results)}.",
+        f"{about[:1].upper()}{about[1:]}. Backbone `{run['backbone']}`; {describe_cells(results)}.",
         _markdown_table(leaderboard_table(lines)),
-        f"1% of a task's training rows takes {run['bytes_per_task_of_1_percent'] / 1e3:.1f} kB on average.",
-        "Last score of every task:",
-        _markdown_table(task_table(lines)),
+        *notes(run, results),
     ]
+    for what, table in task_tables(lines):
+        parts += [what, _markdown_table(table)]
     drift = drift_rows(results)
     if drift:
         parts += [
             "What was never learned, and in brackets the change against `frozen`:",
             _markdown_table(drift),
         ]
-    commits = sorted({result["environment"]["commit"][:17] for result in results})
+    commits = sorted({short_commit(result["environment"]["commit"]) for result in results})
     device = sorted({result["environment"]["device"] for result in results})
     parts.append(f"    {command_of(run, results)}\n\nCommit {', '.join(commits)}; {', '.join(device)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def notes(run: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
+    """What stands under a leaderboard: what took how much, and which numbers compare unlike things."""
+    hours = sum(result["time_s"] for result in results) / 3600
+    found = [_one_percent(run, results), f"{len(results)} cells, computed in {hours:.1f} hours in all."]
+    if lacking := _lacking(results):
+        found.append(f"Means of fewer cells than others': {'; '.join(lacking)}.")
+    other = Counter(r["title"] for r in results if r.get("digest", run["digest"]) != run["digest"])
+    if other:
+        found.append(
+            f"Of other settings of suite or preset than run.json names are {_counted(other, len(results))}."
+        )
+    if apart := _apart_from_oracle(results):
+        found.append(
+            f"Of another commit than the oracle's cell beside them are {_counted(apart, len(results))}. "
+            "Their oracle gap holds changes of the code as well."
+        )
+    return found
+
+
+def short_commit(commit: str) -> str:
+    """A commit in 12 digits, and whether it had changes."""
+    digits, space, words = commit.partition(" ")
+    return digits[:12] + space + words
+
+
+def _one_percent(run: Mapping[str, Any], results: Sequence[Result]) -> str:
+    """What replaying 1% takes; measured for the smallest number of examples, told for all."""
+    totals: dict[int | None, int] = {}
+    for result in results:
+        if not is_alone(result):
+            totals.setdefault(result["cell"]["per_label"], sum(result["num_examples"]))
+    first, *others = sorted(totals, key=num_shots)
+    measured = run["bytes_per_task_of_1_percent"] / 1e3
+    told = f"To keep 1% of a task's training rows takes {measured:.1f} kB on average"
+    if others:
+        told += f" with {_shots(first)}"
+    for number in others:
+        told += f", about {measured * totals[number] / totals[first]:.1f} kB with {_shots(number)}"
+    return f"{told}."
+
+
+def _counted(titles: Counter[str], num_cells: int) -> str:
+    named = "; ".join(f"{title} ({number})" for title, number in sorted(titles.items()))
+    return f"{titles.total()} of {num_cells} cells: {named}"
+
+
+def _apart_from_oracle(results: Sequence[Result]) -> Counter[str]:
+    """Titles of methods with the number of their cells that are of another commit than the oracle's."""
+    commits = {place_of(r): r["environment"]["commit"] for r in results if r["cell"]["method"] == "oracle"}
+    return Counter(
+        r["title"]
+        for r in results
+        if not is_alone(r)
+        and commits.get(place_of(r), r["environment"]["commit"]) != r["environment"]["commit"]
+    )
 
 
 def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
@@ -134,28 +299,39 @@ def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 
 def describe_cells(results: Sequence[Result]) -> str:
-    """Orders, seeds and examples of some cells, in words."""
-    orders = sorted({r["cell"]["order"] for r in results if not is_alone(r)}, key=by_number)
-    seeds = sorted({r["cell"]["seed"] for r in results})
-    examples = sorted({n for r in results for n in r["num_examples"]})
-    span = f"{examples[0]}" if len(examples) == 1 else f"{examples[0]} to {examples[-1]}"
-    told = ", ".join(orders)
-    if partial := _partial_methods(results):
-        told += f" ({'; '.join(partial)})"
-    return f"orders {told}; seeds {', '.join(map(str, seeds))}; {span} examples a task"
+    """Orders, seeds, examples and test rows of some cells, in words."""
+    cells = [result for result in results if not is_alone(result)]
+    rows = [result["num_asked"] / len(result["tasks"]) for result in cells]
+    about = "" if all(number == int(number) for number in rows) else "about "
+    worth = 100 / min(result["num_asked"] for result in cells)
+    return (
+        f"{_stream(results)}; {about}{_span(rows)} test rows a task, so one answer is worth "
+        f"{about}{worth:.2f} points of a cell's average"
+    )
 
 
-def _partial_methods(results: Sequence[Result]) -> list[str]:
-    """Methods that some orders lack, each with those it has: their means are of fewer cells than others'."""
-    orders: dict[str, set[str]] = {}
+def _lacking(results: Sequence[Result]) -> list[str]:
+    """Methods that lack cells which others have, each with what it lacks."""
+    places: dict[str, set[Place]] = {}
     for result in results:
         if not is_alone(result):
-            orders.setdefault(result["title"], set()).add(result["cell"]["order"])
-    every = set().union(*orders.values())
+            places.setdefault(result["title"], set()).add(place_of(result))
+    every = set().union(*places.values())
     return [
-        f"{title}: {', '.join(sorted(own, key=by_number))} alone"
-        for title, own in sorted(orders.items())
+        f"{title} without {', '.join(_place_names(every - own, every))}"
+        for title, own in sorted(places.items())
         if own != every
+    ]
+
+
+def _place_names(places: Collection[Place], every: Collection[Place]) -> list[str]:
+    """Orders, with seed and number of examples where these differ between cells."""
+    has_seeds, has_shots = (len({place[i] for place in every}) > 1 for i in (1, 2))
+    return [
+        f"order {order}"
+        + (f" of seed {seed}" if has_seeds else "")
+        + (f" with {_shots(per_label)}" if has_shots else "")
+        for order, seed, per_label in sorted(places, key=lambda p: (by_number(p[0]), p[1], num_shots(p[2])))
     ]
 
 

@@ -16,6 +16,9 @@ from slm.evaluation import metrics
 Result = Mapping[str, Any]
 """One cell as :func:`slm.bench.runner.run_cell` returns it."""
 
+Place = tuple[str, int, int | None]
+"""Order, seed and examples of each label: what a cell shares with those of other methods."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -126,11 +129,11 @@ def side_by_side(results: Sequence[Result]) -> list[Result]:
 
     Of places that equally many have, it is the one of the most examples, then of the first order and seed.
     """
-    places: dict[tuple[str, int, int | None], list[Result]] = defaultdict(list)
+    places: dict[Place, list[Result]] = defaultdict(list)
     for result in results:
-        places[(*_place(result), result["cell"]["per_label"])].append(result)
+        places[place_of(result)].append(result)
 
-    def rank(place: tuple[str, int, int | None]) -> tuple[Any, ...]:
+    def rank(place: Place) -> tuple[Any, ...]:
         order, seed, per_label = place
         return -len(places[place]), -num_shots(per_label), *by_number(order), seed
 
@@ -146,12 +149,18 @@ def shared_cells(results: Sequence[Result]) -> list[Result]:
     beside = side_by_side(results)
     per_label = beside[0]["cell"]["per_label"] if beside else None
     lived = [r for r in results if not r["is_joint"] and r["cell"]["per_label"] == per_label]
-    places: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    places: dict[str, set[Place]] = defaultdict(set)
     for result in lived:
-        places[result["cell"]["method"]].add(_place(result))
+        places[result["cell"]["method"]].add(place_of(result))
     shared = set.intersection(*places.values()) if places else set()
     found = lived if shared else [result for result in beside if not result["is_joint"]]
-    return [result for result in found if not shared or _place(result) in shared]
+    return [result for result in found if not shared or place_of(result) in shared]
+
+
+def place_of(result: Result) -> Place:
+    """Where a cell stands beside those of other methods."""
+    cell = result["cell"]
+    return cell["order"], cell["seed"], cell["per_label"]
 
 
 def by_number(order: str) -> tuple[int, str]:
@@ -178,11 +187,11 @@ def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
         for result in results
         if is_alone(result)
     }
-    given = {_place(result): fmean(result["scores"][-1]) for result in oracle if not is_alone(result)}
+    given = {place_of(result): fmean(result["scores"][-1]) for result in oracle if not is_alone(result)}
     first, one = cells[0], fmean
     is_joint = first["is_joint"]
     gaps = [
-        given[_place(result)] - one(result["scores"][-1]) if _place(result) in given else None
+        given[place_of(result)] - one(result["scores"][-1]) if place_of(result) in given else None
         for result in cells
     ]
     return Line(
@@ -208,10 +217,6 @@ def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
         scores={task: one(last_scores(r)[task] for r in cells) for task in sorted(first["tasks"])},
         first={} if is_joint else _first_scores(cells),
     )
-
-
-def _place(result: Result) -> tuple[str, int]:
-    return result["cell"]["order"], result["cell"]["seed"]
 
 
 def _first_scores(cells: Sequence[Result]) -> dict[str, float]:
