@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from statistics import stdev
 
 import pytest
@@ -213,6 +215,8 @@ def test_costs_that_span_less_than_a_decade_are_plain_numbers_from_zero():
     assert ticks(left)[0] == "0.0"
     assert 3 <= len(ticks(left)) <= 8
     assert ticks(right)[0] == "0.0"
+    # with room beside the last point, however near the others are
+    assert left.get_xlim()[1] > 4.2 / 2
 
 
 def test_a_method_that_keeps_nothing_stands_at_zero():
@@ -355,6 +359,36 @@ def test_every_column_of_the_leaderboard_is_explained(tmp_path):
     assert all(f"<dt>{name}</dt>" in page for name in COLUMNS if name != "of each label")
     assert "<dt>of each label</dt>" not in page
     assert "* **kB per task**: " in (tmp_path / "report.md").read_text()
+
+
+def test_a_page_follows_the_reader_s_colours_and_fits_a_phone(tmp_path):
+    page = page_of(RESULTS, tmp_path)
+    assert "color-scheme: light dark" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    narrow = page[page.index("@media (max-width: 700px)") : page.index("</style>")]
+    assert "td:first-child { min-width: 7rem; max-width: 8.6rem;" in narrow
+    assert "figure svg { max-width: none; }" in narrow
+    assert page.count('style="min-width: ') == page.count("<svg")
+
+
+def test_columns_where_large_is_best_sort_so_at_the_first_click(tmp_path):
+    page = page_of(RESULTS, tmp_path)
+    found = re.findall(r"<th scope=col data-best=large><button>([^<]*)", page)
+    assert found == ["average", "backward transfer", "forward transfer", "films", "news"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script")
+def test_dashes_sort_last_both_ways(tmp_path):
+    page = page_of(RESULTS, tmp_path)
+    script = page[page.index("const number") : page.index("for (const button")]
+    values = '["–", "1,000", "2.27% ± 0.1", "–", "-0.8", "all"]'
+    for sign, told in (
+        ("1", ["-0.8", "2.27% ± 0.1", "1,000", "all", "–", "–"]),
+        ("-1", ["all", "1,000", "2.27% ± 0.1", "-0.8", "–", "–"]),
+    ):
+        asked = f"{script} console.log(JSON.stringify({values}.sort((x, y) => compare(x, y, {sign}))))"
+        found = subprocess.run(["node", "-e", asked], capture_output=True, text=True, check=True).stdout
+        assert json.loads(found) == told
 
 
 def test_markdown_has_every_method_and_the_command_under_the_table():

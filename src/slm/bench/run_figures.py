@@ -213,7 +213,7 @@ def _plain_scale(ax: Any, values: Sequence[float]) -> None:
 
     known = [value for value in values if value > 0]
     if not known or max(known) <= 10 * min(known):
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.08 * ax.dataLim.x1 or 1)
         ax.xaxis.set_major_locator(MaxNLocator(6))
         return
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -40,6 +40,8 @@ _TITLES = {
     "confusion": "Routing",
 }
 
+_LARGE_IS_BEST = ("average", "backward transfer", "forward transfer")
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -49,27 +51,46 @@ _PAGE = Template("""<!doctype html>
 style-src 'unsafe-inline'; img-src data:">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 1.5rem auto;
+:root { color-scheme: light dark; --text: #222; --page: #fff; --quiet: #555; --bound: #666; --own: #eaf3fa;
+  --line: #e4e4e4; --code: #f5f5f5; --focus: #0072B2; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --page: #16181b; --quiet: #b4b4b4; --bound: #a3a3a3; --own: #1b3347;
+    --line: #34373b; --code: #212429; --focus: #56B4E9; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 1.5rem auto;
   padding: 0 1.2rem; max-width: 1480px; }
-h1 { font-size: 1.4rem; margin: 0 0 .3rem; }
+h1 { font-size: 1.4rem; line-height: 1.3; margin: 0 0 .3rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 80ch; margin: .4rem 0; color: #444; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p { max-width: 80ch; margin: .4rem 0; color: var(--quiet); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: .28rem .7rem .28rem .3rem; text-align: right; white-space: nowrap; }
-th { border-bottom: 1.5px solid #222; font-weight: 600; cursor: pointer; vertical-align: bottom;
+th { border-bottom: 1.5px solid var(--text); font-weight: 600; cursor: pointer; vertical-align: bottom;
   white-space: normal; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-td { border-bottom: 1px solid #e6e6e6; }
-tr.bound td { color: #777; font-style: italic; }
-tr.own td { font-weight: 600; background: #f1f7fb; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  white-space: normal; min-width: 12rem; }
+td { border-bottom: 1px solid var(--line); }
+tr.bound td { color: var(--bound); font-style: italic; }
+tr.own td, tr.own td:first-child { font-weight: 600; background: var(--own); }
 th button { all: unset; cursor: pointer; }
-th button:focus-visible { outline: 2px solid #0072B2; }
-figure { margin: .6rem 0; overflow-x: auto; }
-figure svg { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: .7rem 1rem; white-space: pre-wrap; font-size: 13px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; font-size: 14px; }
-dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
+th button:focus-visible { outline: 2px solid var(--focus); }
+th[aria-sort=ascending] button::after { content: " ▲"; }
+th[aria-sort=descending] button::after { content: " ▼"; }
+figure { margin: .6rem 0; padding: .5rem; overflow-x: auto; background: #fff; border-radius: 4px;
+  width: fit-content; max-width: 100%; box-sizing: border-box; }
+figure svg { display: block; max-width: 100%; height: auto; }
+pre { background: var(--code); padding: .7rem 1rem; white-space: pre-wrap; font-size: 13px; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 80ch); gap: .1rem 1.2rem; font-size: 14px; }
+dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 700px) {
+  body { padding: 0 .8rem; }
+  table { font-size: 13px; }
+  th:first-child, td:first-child { min-width: 7rem; max-width: 8.6rem; overflow-wrap: anywhere;
+    line-height: 1.25; }
+  dl { grid-template-columns: minmax(0, 1fr); } dt { margin-top: .4rem; }
+  figure svg { max-width: none; }
+}
 </style>
 </head>
 <body>
@@ -86,21 +107,23 @@ $sections
 <pre>$command</pre>
 <dl>$environment</dl>
 <script>
+const number = (text) => text === "all" ? Infinity : parseFloat(text.replaceAll(",", ""));
+const compare = (x, y, sign) => {
+  if (x === "–" || y === "–") return (x === "–") - (y === "–");
+  const [a, b] = [number(x), number(y)];
+  return sign * (isNaN(a) || isNaN(b) ? x.localeCompare(y) : a < b ? -1 : a > b ? 1 : 0);
+};
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const cell = button.closest("th"), table = cell.closest("table"), at = cell.cellIndex;
-    const value = (row) => row.cells[at].textContent.replaceAll(",", "");
-    const isUp = cell.getAttribute("aria-sort") !== "ascending";
+    const [first, second] = cell.dataset.best === "large" ? ["descending", "ascending"]
+      : ["ascending", "descending"];
+    const sort = cell.getAttribute("aria-sort") === first ? second : first;
     for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
-    cell.setAttribute("aria-sort", isUp ? "ascending" : "descending");
-    const compare = (a, b) => {
-      const [x, y] = [parseFloat(value(a)), parseFloat(value(b))];
-      if (isNaN(x) && isNaN(y)) return value(a).localeCompare(value(b));
-      return isNaN(x) ? 1 : isNaN(y) ? -1 : x - y;
-    };
-    const rows = [...table.tBodies[0].rows].sort(compare);
-    if (!isUp) rows.reverse();
-    table.tBodies[0].append(...rows);
+    cell.setAttribute("aria-sort", sort);
+    const value = (row) => row.cells[at].textContent;
+    const sign = sort === "ascending" ? 1 : -1;
+    table.tBodies[0].append(...[...table.tBodies[0].rows].sort((p, q) => compare(value(p), value(q), sign)));
   });
 }
 </script>
@@ -152,7 +175,7 @@ def _page(run: Mapping[str, Any], results: Sequence[Result], figures: Mapping[st
     sections = [_figure_section(name, figures, told) for name in ("curves", "costs", "shots")]
     sections.append("<h2>Every task</h2>")
     for what, table in task_tables(lines):
-        sections.append(f"<p>{html.escape(what)}</p>{_table(table, _marks(lines, table))}")
+        sections.append(f"<p>{html.escape(what)}</p>{_table(table, _marks(lines, table), table[0][1:])}")
     sections += [_figure_section(name, figures, told) for name in ("matrices", "confusion")]
     drift = drift_rows(results)
     if drift:
@@ -200,12 +223,19 @@ def _svg(figure: Any, title: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(held, format="svg", metadata={"Date": None})
     text = held.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    # Shrunk no further than it can be read; it scrolls then.
+    narrowest = f"min-width: {0.8 * figure.get_figwidth():.1f}in"
+    marked = f'<svg role="img" aria-label="{html.escape(title)}" style="{narrowest}"'
+    return text[text.index("<svg") :].replace("<svg", marked, 1)
 
 
-def _table(table: Table, marks: Sequence[str]) -> str:
+def _table(table: Table, marks: Sequence[str], best: Collection[str] = _LARGE_IS_BEST) -> str:
+    """A table that sorts by the columns clicked, the largest first in those of ``best``."""
     header, rows = table
-    head = "".join(f"<th scope=col><button>{html.escape(cell)}</button></th>" for cell in header)
+    head = "".join(
+        f"<th scope=col{' data-best=large' if name in best else ''}><button>{html.escape(name)}</button></th>"
+        for name in header
+    )
     body = []
     for number, row in enumerate(rows):
         mark = marks[number] if number < len(marks) else ""
