@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import combinations
 from statistics import stdev
 
 import pytest
@@ -224,6 +225,9 @@ def test_a_method_that_keeps_nothing_stands_at_zero():
     assert ticks(left) == ["0", "0.01", "0.1", "1", "10", "100"]
     assert min(line.get_xdata()[0] for line in left.lines) == 0
     assert max(line.get_xdata()[0] for line in right.lines) == 0
+    # whole beside the frame
+    assert left.get_xlim()[0] < 0
+    assert right.get_xlim()[0] < 0
     assert ticks(costs_axes(4e4, 4e7)[0]) == ["0.01", "0.1", "1", "10", "100"]
 
 
@@ -244,6 +248,7 @@ def test_matrices_of_many_tasks_hold_their_values_and_curves_count_tasks_in_whol
     for result in (many, few):
         ax = draw_figures([result], leaderboard([result]))["curves"].axes[0]
         assert all(place == int(place) for place in ax.get_xticks())
+        assert 0 < ax.get_xlim()[0] < 1
 
 
 def test_the_label_of_the_colour_bar_is_not_cut():
@@ -366,7 +371,7 @@ def test_a_page_follows_the_reader_s_colours_and_fits_a_phone(tmp_path):
     assert "color-scheme: light dark" in page
     assert "@media (prefers-color-scheme: dark)" in page
     narrow = page[page.index("@media (max-width: 700px)") : page.index("</style>")]
-    assert "td:first-child { min-width: 7rem; max-width: 8.6rem;" in narrow
+    assert "td:first-child { min-width: 7rem; max-width: 9rem;" in narrow
     assert "figure svg { max-width: none; }" in narrow
     assert page.count('style="min-width: ') == page.count("<svg")
 
@@ -416,3 +421,29 @@ def test_a_run_without_a_finished_cell_has_no_report(tmp_path):
     RunFolder(tmp_path).begin(RUN)
     with pytest.raises(DataError, match="no finished cell yet"):
         write_report(tmp_path)
+
+
+# Linear colours as people without one kind of cones see them (Machado, Oliveira and Fernandes 2009).
+SIGHTS = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+    ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+)
+
+
+def cie_lab(colour, sight):
+    import numpy as np
+
+    part = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.434, 0.376, 0.190], [0.213, 0.715, 0.072], [0.018, 0.109, 0.873]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(np.array(sight) @ linear, 1e-3, 1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_of_methods_in_use_differ_for_every_kind_of_sight(sight):
+    seen = {name: cie_lab(look.colour, sight) for name, look in LOOKS.items() if not look.is_bound}
+    near = {(a, b): ((seen[a] - seen[b]) ** 2).sum() ** 0.5 for a, b in combinations(seen, 2)}
+    assert min(near.values()) > 12, min(near, key=near.get)

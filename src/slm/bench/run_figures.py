@@ -49,14 +49,14 @@ class Look:
 
 
 LOOKS = {
-    "frozen": Look("#666666", "x"),
+    "frozen": Look("#707070", "x"),
     "sequential": Look("#CC79A7", "v"),
-    "sequential-lora": Look("#7B3294", "<"),
-    "replay-1": Look("#8C564B", "p"),
+    "sequential-lora": Look("#7818C0", "<"),
+    "replay-1": Look("#486030", "p"),
     "replay-10": Look("#D55E00", "P"),
-    "ewc": Look("#882255", "X"),
-    "l2p": Look("#999933", "h"),
-    "o-lora": Look("#332288", ">"),
+    "ewc": Look("#780060", "X"),
+    "l2p": Look("#C0A860", "h"),
+    "o-lora": Look("#300078", ">"),
     "progressive-prompts": Look("#999999", "v", is_bound=True, width=0.9, layer=1),
     "mean-key": Look("#E69F00", "^", layer=3),
     "slm-cosine": Look("#009E73", "s", layer=3),
@@ -154,6 +154,7 @@ def draw_curves(results: Sequence[Result], titles: Mapping[str, str]) -> Any:
         means = [100 * fmean(fmean(r["scores"][i]) for r in own) for i in range(len(own[0]["scores"]))]
         ax.plot(range(1, len(means) + 1), means, label=title, **look_of(method).style)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(left=0.5)
     ax.set_xlabel("tasks learned")
     ax.set_ylabel("mean score of the tasks learned (%)")
     ax.grid(color="0.92")
@@ -213,7 +214,8 @@ def _plain_scale(ax: Any, values: Sequence[float]) -> None:
 
     known = [value for value in values if value > 0]
     if not known or max(known) <= 10 * min(known):
-        ax.set_xlim(0, 1.08 * ax.dataLim.x1 or 1)
+        end = ax.dataLim.x1 or 1
+        ax.set_xlim(-0.03 * end if len(known) < len(values) else 0, 1.08 * end)
         ax.xaxis.set_major_locator(MaxNLocator(6))
         return
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))

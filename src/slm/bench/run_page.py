@@ -86,8 +86,8 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 700px) {
   body { padding: 0 .8rem; }
   table { font-size: 13px; }
-  th:first-child, td:first-child { min-width: 7rem; max-width: 8.6rem; overflow-wrap: anywhere;
-    line-height: 1.25; }
+  th:first-child, td:first-child { min-width: 7rem; max-width: 9rem; padding-right: .3rem; line-height: 1.25;
+    overflow-wrap: anywhere; }
   dl { grid-template-columns: minmax(0, 1fr); } dt { margin-top: .4rem; }
   figure svg { max-width: none; }
 }
