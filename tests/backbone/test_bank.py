@@ -77,7 +77,7 @@ def test_the_slot_of_an_increment_that_is_gone_is_taken_first():
     assert bank.load(kept) == [slots[0], slots[1], slots[3]]
 
 
-def test_room_grows_in_powers_of_two_and_with_the_rank():
+def test_room_grows_in_powers_of_two():
     bank = Bank(LAYERS)
     bank.load([increment(0)])
     sizes = [bank.num_slots]
@@ -85,8 +85,42 @@ def test_room_grows_in_powers_of_two_and_with_the_rank():
         bank.load([increment(seed) for seed in range(count)])
         sizes.append(bank.num_slots)
     assert sizes == [1, 2, 4, 8, 8]
-    bank.load([increment(0, rank=5)])
-    assert bank.shelves["a"].down.shape == (8, 5, 5)
+
+
+def test_room_is_what_one_request_needs_or_twice_the_largest_never_most_slots_by_largest_rank():
+    bank = Bank(LAYERS)
+    many, twice, large = [increment(seed) for seed in range(8)], increment(8, rank=4), increment(9, rank=64)
+    shapes = []
+    for wanted in (many, [twice], many, [large], many[:2], many):
+        slots = bank.load(wanted)
+        shapes.append(tuple(bank.shelves["a"].down.shape[:2]))
+        for slot, one in zip(slots, wanted, strict=True):
+            assert torch.equal(bank.shelves["a"].down[slot, : one.rank], one.pairs["a"].A)
+            assert not bank.shelves["a"].down[slot, one.rank :].any()
+    assert shapes == [(8, 2), (8, 4), (8, 4), (1, 64), (2, 64), (8, 2)]
+    for rank in (4, 8, 16, 32, 64):  # step by step it grows no further
+        bank.load([increment(0, rank=rank)])
+    assert bank.num_slots * bank.rank <= 2 * 64
+
+
+def test_requests_that_take_turns_in_one_room_move_nothing():
+    bank, many, one = Bank(LAYERS), [increment(seed) for seed in range(4)], increment(9, rank=4)
+    bank.load([one])
+    bank.load(many)
+    address = bank.shelves["a"].down.data_ptr()
+    for wanted in ([one], many) * 2:
+        bank.load(wanted)
+        assert bank.shelves["a"].down.data_ptr() == address
+
+
+def test_a_large_rank_among_many_small_ones_is_refused_by_its_number(monkeypatch):
+    bank, many, large = Bank(LAYERS), [increment(seed) for seed in range(8)], increment(9, rank=64)
+    monkeypatch.setattr(bank_module, "MAX_FILLED_BYTES", 8 * 62 * 4 * (5 + 3 + 3 + 4) - 1)
+    slots = bank.load(many)
+    with pytest.raises(IncrementError, match=r"an increment of rank 64 in one batch with 8 others, of ranks"):
+        bank.load([*many, large])
+    assert bank.load(many) == slots
+    assert bank.load([*many[:7], large])  # a few zeros less
 
 
 def test_a_layer_that_no_increment_changes_takes_no_memory():

@@ -23,6 +23,12 @@ from slm.errors import IncrementError
 KEPT_BYTES = 512 << 20
 """A bank larger than this is let go between requests."""
 
+SPARE_ROOM = 2
+"""How many times what the largest request needed may be held, so that requests can take turns in it."""
+
+MAX_FILLED_BYTES = 2 << 30
+"""Zeros that may fill up increments of smaller ranks beside a large one, in bytes."""
+
 
 @runtime_checkable
 class Pair(Protocol):
@@ -150,7 +156,7 @@ class Bank:
         """Let everything go."""
         self.shelves = {name: Shelf(name, layer, self._dtype) for name, layer in self._layers.items()}
         self._kept: list[weakref.ref[LowRank] | None] = []
-        self.rank = 0
+        self.rank = self._most_ranks = 0  # S·R of the largest request
         self._is_float16 = True
 
     @property
@@ -174,7 +180,8 @@ class Bank:
         """The slot of each of some increments; those that have none are written.
 
         Raises:
-            IncrementError: an increment does not fit a layer; the bank is empty then.
+            IncrementError: an increment does not fit a layer; the bank is empty then. Or one has so large a
+                rank that the others would be filled up with more than :data:`MAX_FILLED_BYTES` of zeros.
         """
         wanted = {id(increment): increment for increment in increments}
         rank = max(increment.rank for increment in increments)
@@ -183,12 +190,8 @@ class Bank:
         new = [increment for key, increment in wanted.items() if key not in alive]
         is_widened = self._is_float16 and not all(map(_is_float16, new))
         if len(wanted) > self.num_slots or rank > self.rank or is_widened:
-            # Powers of two, so that few shapes are ever seen.
-            num_slots = max(self.num_slots, 1 << (len(wanted) - 1).bit_length())
-            rank = max(rank, self.rank)
-            self.clear()
-            self._kept, self.rank, alive = [None] * num_slots, rank, {}
-            self._is_float16 = all(map(_is_float16, wanted.values()))
+            self._make_room(list(wanted.values()), rank)
+            alive = {}
         slots = {key: alive[key] for key in wanted if key in alive}
         free = self._free(set(slots.values()))
         added = {key: next(free) for key in wanted if key not in slots}
@@ -196,6 +199,37 @@ class Bank:
             self._write([wanted[key] for key in added], list(added.values()))
         slots |= added
         return [slots[id(increment)] for increment in increments]
+
+    def _make_room(self, increments: Sequence[LowRank], rank: int) -> None:
+        """Empty slots for what one request wants, or for what is there as well where that is little more.
+
+        Raises:
+            IncrementError: there would be too many zeros.
+        """
+        self._check_filled(increments, rank)
+        # Powers of two, so that few shapes are ever seen.
+        num_slots = 1 << (len(increments) - 1).bit_length()
+        most_ranks = max(self._most_ranks, num_slots * rank)
+        joint = max(num_slots, self.num_slots), max(rank, self.rank)
+        if joint[0] * joint[1] <= SPARE_ROOM * most_ranks:
+            num_slots, rank = joint
+        self.clear()
+        self._kept, self.rank, self._most_ranks = [None] * num_slots, rank, most_ranks
+        self._is_float16 = all(map(_is_float16, increments))
+
+    def _check_filled(self, increments: Sequence[LowRank], rank: int) -> None:
+        """Refuse more zeros than are allowed, before room is made for them."""
+        num_filled = sum(rank - increment.rank for increment in increments)
+        names = {name for increment in increments for name in increment.pairs}
+        shelves = [shelf for name, shelf in self.shelves.items() if name in names]
+        size = num_filled * sum((x.num_in + x.num_out) * x.dtype.itemsize for x in shelves)
+        if size > MAX_FILLED_BYTES:
+            raise IncrementError(
+                f"an increment of rank {rank} in one batch with {len(increments) - 1} others, of ranks from "
+                f"{min(increment.rank for increment in increments)}, would take {size / 2**30:.1f} GiB of "
+                f"zeros, {MAX_FILLED_BYTES / 2**30:.1f} are allowed: ask its task by itself, or learn or "
+                "import it with a rank like theirs"
+            )
 
     def _alive(self) -> dict[int, int]:
         """The slot of each increment that is there, by its id."""
