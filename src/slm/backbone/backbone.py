@@ -81,6 +81,8 @@ class Backbone:
         self.reparameterizer = Reparameterizer(
             model, [x.name for x in self._linear if x.is_bendable], self.dtype
         )
+        # Whether a text is continued in a row of its own; `slm.backbone.trial` sets it where it is found out.
+        self.is_reading_apart = kind is BackboneKind.SEQUENCE_TO_SEQUENCE
         self.merged: Merge | None = None  # set by `slm.backbone.merge` alone
         self.lock = threading.RLock()
 

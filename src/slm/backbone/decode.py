@@ -22,7 +22,7 @@ from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Batch
 
 MAX_SEQUENCES = 64
-"""Label texts that a sequence-to-sequence backbone scores at once."""
+"""Label texts that are scored at once where each has a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def score_labels(
     """
     tokens = [[backbone.renderer.answer_ids(text) for text in texts] for texts in labels]
     first = start.logits[list(rows)].float().log_softmax(-1)
-    read = _read_side_by_side if start.memory is None else _read_apart
+    read = read_apart if backbone.is_reading_apart else read_side_by_side
     later = read(backbone, start, rows, tokens)
     return [
         torch.stack([first[i, ids[0]] + score for ids, score in zip(row, scores, strict=True)])
@@ -89,12 +89,12 @@ Tokens = Sequence[Sequence[Sequence[int]]]
 """Token ids of each candidate of each row."""
 
 
-def _read_apart(
+def read_apart(
     backbone: Backbone, start: Prefill, rows: Sequence[int], tokens: Tokens
 ) -> list[list[Float[Tensor, ""]]]:
     """Log-probability of each candidate's later tokens, every candidate in a row of its own.
 
-    A decoder may count positions itself (T5 does), so candidates cannot share a row.
+    A decoder may count positions itself (T5 does, and whatever has ALiBi), so candidates cannot share a row.
     """
     found: list[list[Tensor]] = [[] for _ in rows]
     flat = [(i, ids) for i, row in enumerate(tokens) for ids in row]
@@ -111,9 +111,7 @@ def _read_apart(
         which = torch.tensor([rows[i] for i, _ in chosen], device=backbone.device)
         with backbone.reparameterizer.selected(which):
             output = backbone.model(
-                encoder_outputs=encoder_output(start, which),
-                attention_mask=start.batch.mask[which].long(),
-                decoder_input_ids=given.to(backbone.device),
+                **_continued(start, which, given.to(backbone.device)),
                 past_key_values=cache_of(start, which),
                 use_cache=True,
             )
@@ -123,7 +121,23 @@ def _read_apart(
     return found
 
 
-def _read_side_by_side(
+def _continued(start: Prefill, rows: Tensor, tokens: Tensor) -> dict[str, Any]:
+    """What a pass over further tokens (b, W) of some rows is given beside their cache."""
+    mask = start.batch.mask[rows].long()
+    if start.memory is not None:
+        return {
+            "encoder_outputs": encoder_output(start, rows),
+            "attention_mask": mask,
+            "decoder_input_ids": tokens,
+        }
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.cat([mask, torch.ones_like(tokens)], dim=1),
+        "position_ids": mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=tokens.device),
+    }
+
+
+def read_side_by_side(
     backbone: Backbone, start: Prefill, rows: Sequence[int], tokens: Tokens
 ) -> list[list[Float[Tensor, ""]]]:
     """Log-probability of each candidate's later tokens, all candidates of a row in one short pass.
@@ -179,7 +193,7 @@ def _masks(backbone: Backbone, sees: Tensor, positions: Tensor, key_positions: T
         positions: (B, W) of the tokens.
         key_positions: (B, S) of the keys.
     """
-    config = backbone.model.config
+    config = backbone.model.config.get_text_config()
 
     def mask(visible: Tensor) -> Tensor:
         zero = torch.zeros(visible.shape, dtype=backbone.dtype, device=visible.device)

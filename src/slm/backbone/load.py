@@ -23,6 +23,7 @@ import torch
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.cache import cache_folder
 from slm.backbone.quantization import loading_options, settle
+from slm.backbone.trial import settle_reading
 from slm.config import BackboneConfig
 from slm.errors import BackboneError
 
@@ -117,8 +118,8 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
         config: dtype, device, quantization, window and prompt format.
 
     Raises:
-        BackboneError: nothing can be loaded from ``source``, it is of a kind slm cannot teach, or it cannot
-            be quantised as configured.
+        BackboneError: nothing can be loaded from ``source``, it is of a kind slm cannot teach or cannot
+            continue row by row, or it cannot be quantised as configured.
     """
     config = config or BackboneConfig()
     path = locate(source)
@@ -143,7 +144,9 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
             "folder with a transformers model, a .gguf file or a hub id that this machine can reach"
         ) from error
     placed = model if "device_map" in options else model.to(device)
-    return Backbone(source, kind, placed, tokenizer, config)
+    backbone = Backbone(source, kind, placed, tokenizer, config)
+    settle_reading(backbone)
+    return backbone
 
 
 _AUTO_CLASSES = {

@@ -3,7 +3,7 @@
 A row of a causal backbone that was prefilled gets a slot of a key-value cache; the rows in use are always the
 first slots, so a step reads a plain slice. Admitting a row copies that row alone; a row that leaves is
 replaced by the last. A decoder that counts positions by itself cannot have rows at different places in one
-pass: there every row keeps a cache of its own, and a step is one pass a row.
+pass (:mod:`slm.backbone.trial`): there every row keeps a cache of its own, and a step is one pass a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.backbone import Backbone
 from slm.backbone.decode import Prefill, _masks, cache_of, encoder_output
 
 _FEWEST_SLOTS, _FEWEST_TOKENS = 8, 64
@@ -49,7 +49,7 @@ class Writing(Protocol):
 
 def slots_of(backbone: Backbone) -> Writing:
     """No rows yet, of a backbone that writes."""
-    return ApartSlots(backbone) if backbone.kind is BackboneKind.SEQUENCE_TO_SEQUENCE else Slots(backbone)
+    return ApartSlots(backbone) if backbone.is_reading_apart else Slots(backbone)
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
@@ -203,7 +203,7 @@ class Slots:
 
 @final
 class ApartSlots:
-    """The rows that are being written by one sequence-to-sequence backbone, each with a cache of its own.
+    """The rows that are being written by one backbone, each with a cache of its own.
 
     Args:
         backbone: hold its lock during every call.
@@ -211,7 +211,7 @@ class ApartSlots:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._rows: list[tuple[Any, Any, Tensor]] = []  # what the encoder made, cache, mask of the prompt
+        self._rows: list[tuple[dict[str, Any], Any]] = []  # what the encoder made of the prompt, and cache
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -219,7 +219,14 @@ class ApartSlots:
     def admit(self, start: Prefill, row: int) -> None:
         """Copy a row of a prefill behind the rows there are."""
         own = torch.tensor([row], device=self._backbone.device)
-        self._rows.append((encoder_output(start, own), cache_of(start, own), start.batch.mask[own].long()))
+        cache, mask = cache_of(start, own), start.batch.mask[own].long()
+        if start.memory is not None:
+            given = {"encoder_outputs": encoder_output(start, own), "attention_mask": mask}
+        else:
+            given = {}
+            for layer in cache.layers:  # prompts are padded on the left
+                layer.keys, layer.values = (x[:, :, -int(mask.sum()) :] for x in (layer.keys, layer.values))
+        self._rows.append((given, cache))
 
     def remove(self, slot: int) -> None:
         """Let a row go; the last one takes its slot."""
@@ -239,14 +246,13 @@ class ApartSlots:
             tokens: (n,) one for each row in use, in the order of the slots.
         """
         found, tokens = [], tokens.to(self._backbone.device)
-        for slot, (memory, cache, mask) in enumerate(self._rows):
+        for slot, (given, cache) in enumerate(self._rows):
+            token = tokens[slot : slot + 1, None]
+            if given:
+                further = {"decoder_input_ids": token}
+            else:
+                further = {"input_ids": token, "position_ids": torch.full_like(token, cache.get_seq_length())}
             with self._backbone.reparameterizer.selected(torch.tensor([slot])):
-                output = self._backbone.model(
-                    encoder_outputs=memory,
-                    attention_mask=mask,
-                    decoder_input_ids=tokens[slot : slot + 1, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+                output = self._backbone.model(**given, **further, past_key_values=cache, use_cache=True)
             found.append(output.logits[:, -1])
         return torch.cat(found)

@@ -1,0 +1,91 @@
+"""Causal models that count positions themselves or see by own rules: right all the same, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slm.backbone import trial
+from slm.backbone.backbone import BackboneKind
+from slm.backbone.decode import prefill
+from slm.backbone.slots import ApartSlots, Slots, slots_of
+from slm.errors import BackboneError
+from tests.backbone import test_families as floats
+from tests.backbone.families import APART, FAMILIES, REFUSED, WINDOW, load
+from tests.backbone.test_families import PROMPTS, batch_of, mixture, rows_of
+
+apart = pytest.mark.parametrize("family", list(APART))
+WRITERS = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
+
+
+@apart
+def test_labels_texts_and_beams_are_those_of_each_row_alone(backbone, monkeypatch):
+    assert backbone.is_reading_apart
+    floats.test_labels_are_scored_as_each_text_run_alone(backbone)
+    floats.test_writing_with_the_cache_equals_writing_without(backbone)
+    floats.test_beams_of_a_mixed_batch_are_those_of_each_row_alone(backbone, monkeypatch)
+
+
+@pytest.mark.parametrize("family", [*APART, *WRITERS])
+def test_rows_that_come_and_go_get_the_logits_of_their_whole_text(family, backbone):
+    whole = mixture(backbone)
+    backbone.reparameterizer.bind(whole)
+    start = prefill(backbone, batch_of(backbone, PROMPTS))
+    slots, lines = slots_of(backbone), [0, 2]
+    assert isinstance(slots, ApartSlots) == backbone.is_reading_apart
+    for row in lines:
+        slots.admit(start, row)
+    written: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for step in range(6):
+        if step == 2:
+            slots.admit(start, 1)
+            lines.append(1)
+        if step == 4:
+            slots.remove(0)
+            lines = [1, 2]
+        tokens = [17 + 5 * step + row for row in lines]
+        for row, token in zip(lines, tokens, strict=True):
+            written[row].append(token)
+        backbone.reparameterizer.bind(rows_of(whole, lines))
+        logits = slots.step(torch.tensor(tokens))
+        for place, row in enumerate(lines):
+            backbone.reparameterizer.bind(rows_of(whole, [row]))
+            floats.assert_close([logits[place]], [whole_text(backbone, PROMPTS[row], written[row])], 2e-5)
+    backbone.reparameterizer.release()
+
+
+def whole_text(backbone, prompt: str, written: list[int]) -> torch.Tensor:
+    """Logits behind a prompt and what was written, without a cache."""
+    row = backbone.row(prompt, is_truncating=False, where="row")
+    if backbone.kind is BackboneKind.CAUSAL:
+        row = floats.replace(row, prompt=(*row.prompt, *written))
+    else:
+        row = floats.replace(row, target=(*written, 0))
+    with torch.no_grad():
+        return backbone.model(**backbone.inputs(backbone.batch([row])), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_attention_by_mask_and_position_is_read_side_by_side(family, backbone):
+    assert backbone.is_reading_apart == (backbone.kind is BackboneKind.SEQUENCE_TO_SEQUENCE)
+    assert isinstance(slots_of(backbone), Slots) != backbone.is_reading_apart
+
+
+@pytest.mark.parametrize("family", ["BLOOM", "MPT", "Falcon with ALiBi"])
+def test_the_trial_sees_positions_of_its_own_where_no_description_tells_of_them(
+    folder_of, family, monkeypatch
+):
+    monkeypatch.setattr(trial, "_is_known", lambda model: True)
+    assert load(folder_of(family)).is_reading_apart
+
+
+@pytest.mark.parametrize("family", ["GPT-Neo", "Llama 4"])
+def test_rows_are_longer_than_what_a_local_layer_sees(family, backbone):
+    assert max(len(backbone.row(p, is_truncating=False, where="row").prompt) for p in PROMPTS) > WINDOW
+
+
+@pytest.mark.parametrize("family", list(REFUSED))
+def test_a_model_that_keeps_no_keys_and_values_is_refused_by_name(family, folder_of):
+    name = REFUSED[family].model
+    with pytest.raises(BackboneError, match=rf"is a {name}, which keeps something else than keys and values"):
+        load(folder_of(family))
