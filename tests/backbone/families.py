@@ -244,6 +244,30 @@ APART: dict[str, Family] = {
 }
 """Causal models that must read each text in a row of its own."""
 
+WRAPPED: dict[str, Family] = {
+    "Gemma 3 with pictures": Family(
+        "Gemma3Config",
+        "Gemma3ForConditionalGeneration",
+        "causal",
+        {
+            "text_config": {**_IDS, **_GROUPED, **_GEMMA},
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+        (),
+        (),
+        (),
+    )
+}
+"""Text models inside another, whose config holds theirs."""
+
 REFUSED: dict[str, Family] = {
     "LFM2": _other("Lfm2", **_GROUPED, layer_types=["conv", "full_attention", "conv"]),
     "Falcon-H1": _other(
@@ -285,7 +309,7 @@ def tokenizer(template: str) -> Any:
 
 def save(name: str, folder: Path) -> Path:
     """Write a family's tiny model, random weights and all, as a folder that transformers loads."""
-    family = {**FAMILIES, **APART, **REFUSED}[name]
+    family = {**FAMILIES, **APART, **WRAPPED, **REFUSED}[name]
     torch.manual_seed(0)
     config = getattr(transformers, family.config)(**_IDS, **family.settings)
     model = getattr(transformers, family.model)(config)

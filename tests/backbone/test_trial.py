@@ -11,10 +11,11 @@ from slm.backbone.decode import prefill
 from slm.backbone.slots import ApartSlots, Slots, slots_of
 from slm.errors import BackboneError
 from tests.backbone import test_families as floats
-from tests.backbone.families import APART, FAMILIES, REFUSED, WINDOW, load
+from tests.backbone.families import APART, FAMILIES, REFUSED, WINDOW, WRAPPED, load
 from tests.backbone.test_families import PROMPTS, batch_of, mixture, rows_of
 
 apart = pytest.mark.parametrize("family", list(APART))
+wrapped = pytest.mark.parametrize("family", list(WRAPPED))
 WRITERS = [name for name, family in FAMILIES.items() if family.kind != "encoder"]
 
 
@@ -26,7 +27,7 @@ def test_labels_texts_and_beams_are_those_of_each_row_alone(backbone, monkeypatc
     floats.test_beams_of_a_mixed_batch_are_those_of_each_row_alone(backbone, monkeypatch)
 
 
-@pytest.mark.parametrize("family", [*APART, *WRITERS])
+@pytest.mark.parametrize("family", [*APART, *WRAPPED, *WRITERS])
 def test_rows_that_come_and_go_get_the_logits_of_their_whole_text(family, backbone):
     whole = mixture(backbone)
     backbone.reparameterizer.bind(whole)
@@ -63,6 +64,21 @@ def whole_text(backbone, prompt: str, written: list[int]) -> torch.Tensor:
         row = floats.replace(row, target=(*written, 0))
     with torch.no_grad():
         return backbone.model(**backbone.inputs(backbone.batch([row])), use_cache=False).logits[0, -1]
+
+
+@wrapped
+def test_a_text_model_inside_another_is_read_like_any_other(family, backbone, folder_of, tmp_path):
+    assert (backbone.num_channels, backbone.window, backbone.num_layers) == (32, 128, 3)
+    assert not backbone.is_reading_apart
+    floats.test_labels_are_scored_as_each_text_run_alone(backbone)
+    floats.test_writing_with_the_cache_equals_writing_without(backbone)
+    floats.test_the_frozen_pass_reads_the_same_query_whatever_is_bound_above_or_beside(backbone)
+    floats.test_gradients_reach_the_increment_and_nothing_else(backbone)
+    floats.test_what_is_learned_is_read_back_to_the_same_logits(family, backbone, folder_of, tmp_path)
+
+
+def test_the_window_is_read_by_whichever_name_it_has(folder_of):
+    assert load(folder_of("MPT")).window == 128
 
 
 @pytest.mark.parametrize("family", WRITERS)

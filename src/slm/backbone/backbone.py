@@ -94,7 +94,7 @@ class Backbone:
     @property
     def num_channels(self) -> int:
         """C, the width of a hidden state."""
-        return int(self.model.config.hidden_size)
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def num_layers(self) -> int:
@@ -259,7 +259,9 @@ def _window(model: Any) -> int:
 
     Position tables that keep places for padding (RoBERTa's, say) hold that many rows less.
     """
-    window = int(getattr(model.config, "max_position_embeddings", None) or 512)
+    config = model.config.get_text_config()
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    window = int(next(filter(None, named), 512))
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             window = min(window, module.num_embeddings - module.padding_idx - 1)
