@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import prefill
+from slm.backbone.load import load_backbone
 from slm.backbone.quantization import PACKAGES, is_quantised
+from slm.config import BackboneConfig
 from slm.errors import BackboneError
 from slm.model import ScalableLM
 from slm.tasks import Task
@@ -72,6 +75,28 @@ def check(family: str, quantization: str, load_quantised: Any, folder: Any) -> N
             found.append(outputs(other.backbone, batch_of(other.backbone, PROMPTS, floats.ANSWERS)))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert model.ask(PROMPTS, max_new_tokens=4) == again.ask(PROMPTS, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("package", ["int8", "bnb-int8"])
+def test_t5_bends_whatever_dtype_its_weights_were_stored_in(folder_of, tmp_path, package, stored, dtype):
+    pytest.importorskip(PACKAGES[package])
+    transformers.AutoModelForSeq2SeqLM.from_pretrained(folder_of("T5"), dtype=stored).save_pretrained(
+        tmp_path
+    )
+    transformers.AutoTokenizer.from_pretrained(folder_of("T5")).save_pretrained(tmp_path)
+    wanted = BackboneConfig(dtype=dtype, device="cpu", max_tokens=96, quantization=package)
+    backbone = load_backbone(str(tmp_path), wanted)
+    batch = batch_of(backbone, PROMPTS)
+    frozen = outputs(backbone, batch_of(backbone, PROMPTS, floats.ANSWERS))
+    backbone.reparameterizer.bind(floats.mixture(backbone))
+    bent = outputs(backbone, batch_of(backbone, PROMPTS, floats.ANSWERS))
+    assert prefill(backbone, batch).logits.dtype == bent[0].dtype == backbone.dtype == getattr(torch, dtype)
+    assert not torch.allclose(bent[0], frozen[0], atol=1e-2)
+    assert torch.equal(bent[2], frozen[2])  # the row that abstains
+    backbone.reparameterizer.release()
+    floats.test_gradients_reach_the_increment_and_nothing_else(backbone)
 
 
 @every

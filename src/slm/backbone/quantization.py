@@ -118,6 +118,7 @@ def settle(source: str, model: nn.Module, dtype: torch.dtype) -> None:
         if not is_quantised(parameter):
             parameter.data = parameter.data.to(dtype)
     for module in model.modules():
+        _settle_torchao(module, dtype)
         _settle_bitsandbytes(module, dtype)
     stacks = find_stacks(model)
     layers = [m for _, stack in stacks for m in stack.modules() if isinstance(m, LINEAR)]
@@ -126,6 +127,17 @@ def settle(source: str, model: nn.Module, dtype: torch.dtype) -> None:
             f"backbone {source!r} keeps the weights of its blocks in {type(layers[0]).__name__}, which int8 "
             "leaves as floats: set backbone.quantization to 'bnb-int8', 'bnb-4bit' or 'none'"
         )
+
+
+def _settle_torchao(layer: Any, dtype: torch.dtype) -> None:
+    """Let codes say that they stand for the activations' dtype: T5 casts its activations to what they say."""
+    for name, weight in list(layer.named_parameters(recurse=False)):
+        if hasattr(weight, "__tensor_flatten__") and weight.dtype != dtype:
+            names, described = weight.__tensor_flatten__()
+            parts = {part: getattr(weight, part) for part in names}
+            described = {**described, "dtype": dtype}
+            told = type(weight).__tensor_unflatten__(parts, described, weight.shape, weight.stride())
+            setattr(layer, name, nn.Parameter(told, requires_grad=False))
 
 
 def _settle_bitsandbytes(layer: Any, dtype: torch.dtype) -> None:
