@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,13 @@ WRAPPED: dict[str, Family] = {
 }
 """Text models inside another, whose config holds theirs."""
 
+DEEPER: dict[str, Family] = {
+    "T5, deeper decoder": replace(
+        FAMILIES["T5"], settings={**FAMILIES["T5"].settings, "num_decoder_layers": NUM_BLOCKS + 2}
+    )
+}
+"""Models with more layers in the decoder than in the encoder."""
+
 REFUSED: dict[str, Family] = {
     "LFM2": _other("Lfm2", **_GROUPED, layer_types=["conv", "full_attention", "conv"]),
     "Falcon-H1": _other(
@@ -309,7 +316,7 @@ def tokenizer(template: str) -> Any:
 
 def save(name: str, folder: Path) -> Path:
     """Write a family's tiny model, random weights and all, as a folder that transformers loads."""
-    family = {**FAMILIES, **APART, **WRAPPED, **REFUSED}[name]
+    family = {**FAMILIES, **APART, **WRAPPED, **DEEPER, **REFUSED}[name]
     torch.manual_seed(0)
     config = getattr(transformers, family.config)(**_IDS, **family.settings)
     model = getattr(transformers, family.model)(config)

@@ -11,7 +11,7 @@ from slm.backbone.decode import prefill
 from slm.backbone.slots import ApartSlots, Slots, slots_of
 from slm.errors import BackboneError
 from tests.backbone import test_families as floats
-from tests.backbone.families import APART, FAMILIES, REFUSED, WINDOW, WRAPPED, load
+from tests.backbone.families import APART, DEEPER, FAMILIES, REFUSED, WINDOW, WRAPPED, load
 from tests.backbone.test_families import PROMPTS, batch_of, mixture, rows_of
 
 apart = pytest.mark.parametrize("family", list(APART))
@@ -75,6 +75,13 @@ def test_a_text_model_inside_another_is_read_like_any_other(family, backbone, fo
     floats.test_the_frozen_pass_reads_the_same_query_whatever_is_bound_above_or_beside(backbone)
     floats.test_gradients_reach_the_increment_and_nothing_else(backbone)
     floats.test_what_is_learned_is_read_back_to_the_same_logits(family, backbone, folder_of, tmp_path)
+
+
+@pytest.mark.parametrize("family", list(DEEPER))
+def test_a_decoder_deeper_than_the_encoder_writes_as_any_other(backbone):
+    floats.test_labels_are_scored_as_each_text_run_alone(backbone)
+    floats.test_writing_with_the_cache_equals_writing_without(backbone)
+    floats.test_samples_of_a_row_keep_its_mixture(backbone)
 
 
 def test_the_window_is_read_by_whichever_name_it_has(folder_of):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from slm.backbone.backbone import Backbone
 from slm.backbone.decode import Prefill, cache_of, encoder_output
@@ -107,7 +107,9 @@ def generate(
 def _given(start: Prefill, index: Tensor, bound: Tensor) -> dict[str, Any]:
     """What ``generate`` starts from: the cached prompts, or the encoder's states."""
     if start.memory is not None:
-        return {"encoder_outputs": encoder_output(start, index)}
+        # Of no given length: transformers would count the encoder's layers where the decoder has more.
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return {"encoder_outputs": encoder_output(start, index), "past_key_values": cache}
     return {"input_ids": start.batch.ids[index], "past_key_values": cache_of(start, bound, crop=1)}
 
 
