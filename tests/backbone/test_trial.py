@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from slm.backbone import trial
 from slm.backbone.backbone import BackboneKind
 from slm.backbone.decode import prefill
 from slm.backbone.slots import ApartSlots, Slots, slots_of
-from slm.errors import BackboneError
+from slm.errors import BackboneError, ConfigError
 from tests.backbone import test_families as floats
-from tests.backbone.families import APART, DEEPER, FAMILIES, REFUSED, WINDOW, WRAPPED, load
+from tests.backbone.families import (
+    APART,
+    DEEPER,
+    FAMILIES,
+    REFUSED,
+    TEMPLATES,
+    WINDOW,
+    WRAPPED,
+    load,
+    tokenizer,
+)
 from tests.backbone.test_families import PROMPTS, batch_of, mixture, rows_of
 
 apart = pytest.mark.parametrize("family", list(APART))
@@ -112,3 +123,32 @@ def test_a_model_that_keeps_no_keys_and_values_is_refused_by_name(family, folder
     name = REFUSED[family].model
     with pytest.raises(BackboneError, match=rf"is a {name}, which keeps something else than keys and values"):
         load(folder_of(family))
+
+
+def test_a_type_of_several_models_is_refused_by_name(tmp_path):
+    config = transformers.FunnelConfig(
+        block_sizes=[1], d_model=8, n_head=2, d_head=4, d_inner=8, vocab_size=1000
+    )
+    transformers.FunnelModel(config).save_pretrained(tmp_path)
+    tokenizer(TEMPLATES["encoder"]).save_pretrained(tmp_path)
+    with pytest.raises(
+        BackboneError, match=r"^backbone type 'funnel' may be a FunnelModel or FunnelBaseModel,"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["LLaMA"])
+def test_an_answer_of_no_tokens_is_refused(backbone):
+    with pytest.raises(ConfigError, match=r"^max_new_tokens must be at least 1, got 0: raise it$"):
+        backbone.check_room([], 0)
+
+
+@pytest.mark.parametrize("family", ["LLaMA"])
+def test_a_slot_without_weight_may_have_any_value(backbone):
+    whole, batch = mixture(backbone), batch_of(backbone, PROMPTS)
+    found = []
+    for slots in (whole.slots, whole.slots.masked_fill(whole.weights == 0, 9)):
+        backbone.reparameterizer.bind(floats.replace(whole, slots=slots))
+        found.append(floats.outputs(backbone, batch))
+    backbone.reparameterizer.release()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -135,8 +135,10 @@ class Backbone:
         """Expect answers of so many tokens to fit into the window, behind the question where it stands there.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: they do not, or there would be none.
         """
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}: raise it")
         if self.kind is BackboneKind.ENCODER:
             return
         is_apart = self.renderer.is_apart

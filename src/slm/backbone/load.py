@@ -137,7 +137,7 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
             auto = getattr(transformers, _AUTO_CLASSES[kind])
             model = auto.from_pretrained(path, **options, **_without_pooler(kind, hf_config))
             settle(source, model, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
             f"backbone {source!r} cannot be loaded ({reason}): give an alias ({', '.join(ALIASES)}), a "
@@ -162,7 +162,13 @@ def _without_pooler(kind: BackboneKind, hf_config: Any) -> dict[str, Any]:
 
     if kind is not BackboneKind.ENCODER:
         return {}
-    has_pooler = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(hf_config)]).parameters
+    model_class = MODEL_MAPPING[type(hf_config)]
+    if isinstance(model_class, tuple):
+        names = " or ".join(one.__name__ for one in model_class)
+        raise BackboneError(
+            f"backbone type {hf_config.model_type!r} may be a {names}, slm takes those of one: use another"
+        )
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if has_pooler else {}
 
 

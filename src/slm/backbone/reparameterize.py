@@ -195,12 +195,13 @@ class Reparameterizer:
                 f"an increment changes {unknown[0]}, which is not re-parameterized in this backbone: "
                 "it was learned with other targets or another model"
             )
+        slots = mixture.slots.masked_fill(mixture.weights == 0, 0)
         places = torch.tensor(self.bank.load(mixture.increments), device=mixture.slots.device)
         rank = max(increment.rank for increment in mixture.increments)
         scales = torch.tensor([increment.scale for increment in mixture.increments])
-        weights = mixture.weights.float() * scales.to(mixture.weights.device)[mixture.slots]
+        weights = mixture.weights.float() * scales.to(mixture.weights.device)[slots]
         device = next(iter(self.layers.values())).weight.device
-        self._rows = Rows(mixture.slots, weights, places, rank).to(device)
+        self._rows = Rows(slots, weights, places, rank).to(device)
         for name in names:
             self.layers[name].bind(RowBinding(self.bank.shelves[name], self._rows))
 
