@@ -46,6 +46,7 @@ def _print_decision(explanation: Explanation) -> None:
         [(c.task, bar, *_numbers(c)) for c, bar in zip(shown, _bars(shown), strict=True)],
         num_texts=2,
         styles=[_STYLES[_verdict(c)] for c in shown],
+        has_bars=True,
     )
     num_left_out = len(explanation.candidates) - len(shown)
     if num_left_out:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+_ENDLESS = 10_000
+"""Columns that no table needs."""
+
 
 def print_json(value: object) -> None:
     """Print one JSON document in ASCII, so that no terminal's encoding can break it."""
@@ -27,23 +30,34 @@ def print_table(
     rows: Iterable[Sequence[str]],
     num_texts: int = 1,
     styles: Sequence[str] | None = None,
+    has_bars: bool = False,
 ) -> None:
     """Print a table; the first ``num_texts`` columns are texts, the others numbers.
 
     Off a terminal no column is cut short, however long the lines become; ``styles``, one a row, are unseen.
+    On a terminal that is too narrow all texts are folded, the first column to no less than a quarter of it;
+    with ``has_bars`` the other texts are bars, which are cut short instead.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    cells = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(header):
-        table.add_column(title, justify="left" if number < num_texts else "right", no_wrap=number > 0)
-    for number, row in enumerate(rows):
-        table.add_row(*(Text(cell) for cell in row), style=styles[number] if styles else None)
+        is_text = number < num_texts
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=number == 0 or not is_text)
+    for number, (first, *others) in enumerate(cells):
+        name = Text(first, no_wrap=False, overflow="fold")
+        texts = [Text(cell, no_wrap=has_bars, overflow=None if has_bars else "fold") for cell in others]
+        table.add_row(name, *texts, style=styles[number] if styles else None)
     console = Console(highlight=False)
-    width = console.width if console.is_terminal else 10_000
-    console.print(table, width=width, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_ENDLESS)
+    elif console.measure(table, options=console.options.update(width=_ENDLESS)).maximum > console.width:
+        longest = max(len(row[0]) for row in [header, *cells])
+        table.columns[0].width = min(longest, console.width // 4)
+    console.print(table)
 
 
 def print_failure(message: str) -> None:
