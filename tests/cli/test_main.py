@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ from slm.cli import (
     serve,
     tasks,
 )
+from slm.store.tables import Tables
 
 COMMANDS = (init, learn, ask, explain, evaluate, map_, tasks, forget, import_, export, serve, key, doctor)
 SLM = (sys.executable, "-m", "slm.cli.main")
@@ -105,9 +107,31 @@ def raising(error: BaseException):
     return fail
 
 
-def test_an_interrupt_says_that_nothing_was_stored(slm, store, monkeypatch):
+def test_an_interrupt_says_that_nothing_was_stored_where_something_might_have_been(
+    slm, store, data, monkeypatch
+):
     monkeypatch.setattr("slm.model.ScalableLM.open", raising(KeyboardInterrupt()))
-    assert slm("ask", store, "why") == (130, "", "slm: interrupted, nothing was stored\n")
+    monkeypatch.setattr("slm.store.Store.forget", raising(KeyboardInterrupt()))
+    films = data / "films" / "train.jsonl"
+    assert slm("learn", store, "again", films) == (130, "", "slm: interrupted, nothing was stored\n")
+    assert slm("ask", store, "why") == (130, "", "slm: interrupted\n")
+    assert slm("forget", store, "films", "--yes") == (130, "", "slm: interrupted\n")
+
+
+def test_an_interrupt_during_the_commit_says_that_the_task_is_stored(slm, store, data, tmp_path, monkeypatch):
+    copy, films = shutil.copytree(store, tmp_path / "copy"), data / "films" / "train.jsonl"
+    insert = Tables.insert
+
+    def insert_and_interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return insert(*arguments)
+
+    monkeypatch.setattr(Tables, "insert", insert_and_interrupt)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    result = slm("learn", copy, "again", films, "--epochs", 1)
+    signal.signal(signal.SIGINT, handler)
+    assert result == (1, "", "slm: interrupted, again is stored\n")
+    assert json.loads(slm("tasks", copy, "--json").out)[-1]["task"] == "again"
 
 
 def test_an_interrupt_after_the_commit_says_that_the_task_is_stored(slm, store, data, tmp_path, monkeypatch):
@@ -146,7 +170,7 @@ def test_an_interrupt_from_outside_ends_the_process_with_130():
         except subprocess.TimeoutExpired:
             continue
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"slm: interrupted, nothing was stored\n")
+    assert (process.returncode, out, err) == (130, b"", b"slm: interrupted\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes a pipe")

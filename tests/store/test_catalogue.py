@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import os
+import signal
+import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -462,3 +464,52 @@ def test_a_commit_waits_for_table_files_of_a_process_that_was_killed_before_it_d
 
 def _table_files(folder):
     return {str(p.resolve()) for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}
+
+
+@pytest.fixture
+def interrupts():
+    """Interrupts as a terminal's process gets them; a shell may have the tests ignore them."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+def interrupt_before(monkeypatch, owner, name):
+    """Have Ctrl-C pressed just before a method is called."""
+    method = getattr(owner, name)
+
+    def pressed(*arguments, **settings):
+        signal.raise_signal(signal.SIGINT)
+        return method(*arguments, **settings)
+
+    monkeypatch.setattr(owner, name, pressed)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("step", ["add_keys", "insert"])
+def test_an_interrupt_waits_until_a_task_is_stored(store, worker, monkeypatch, step):
+    interrupt_before(monkeypatch, Tables, step)
+    with pytest.raises(KeyboardInterrupt):
+        worker.commit(store, "first", 1)
+    assert [record.name for record in store.tasks()] == ["first"]
+    assert store.check() == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("step", ["delete_task", "delete_keys", "erase_deleted"])
+def test_an_interrupt_waits_until_a_task_is_forgotten(store, worker, monkeypatch, step):
+    worker.commit(store, "first", 1)
+    interrupt_before(monkeypatch, Tables, step)
+    with pytest.raises(KeyboardInterrupt):
+        store.forget("first")
+    assert store.tasks() == []
+    assert store.check() == []
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_other_threads_store_tasks_as_ever(store, worker):
+    thread = threading.Thread(target=worker.commit, args=(store, "first", 1))
+    thread.start()
+    thread.join()
+    assert [record.name for record in store.tasks()] == ["first"]

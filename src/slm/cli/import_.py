@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from slm.cli.interrupts import admitting
 from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
 from slm.cli.output import print_json, print_line
@@ -53,7 +54,8 @@ def import_(
     task = load_task(name or folder.resolve().name, examples, kind=kind)
     given = [label.strip() for label in labels.split(",")] if labels else []
     model = open_model(store, is_learning=True)
-    report = model.import_adapter(folder, task, labels=given, is_truncating=is_truncating).as_dict()
+    with admitting(model.store, task.name):
+        report = model.import_adapter(folder, task, labels=given, is_truncating=is_truncating).as_dict()
     if as_json:
         return print_json(report)
     print_line(f"imported {report['task']} ({report['kind']}, found by {report['num_examples']} examples)")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slm.cli.interrupts import admitting
 from slm.cli.opening import open_model
 from slm.cli.options import AsJson, IsTruncating, StoreFolder
-from slm.cli.output import is_on_terminal, print_failure, print_json, print_line, print_report
+from slm.cli.output import is_on_terminal, print_json, print_line, print_report
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
@@ -77,9 +78,10 @@ def learn(
     given["checkpoint_folder"] = str(checkpoints) if checkpoints else None
     given["is_truncating"] = is_truncating or None  # False leaves it to the store's settings
     settings = {key: value for key, value in given.items() if value is not None}
-    learned = model.learn(task, has_progress=is_on_terminal(), **settings)
-    if key_plot is not None and learned.key_history is not None:
-        plot_key_losses({name: learned.key_history}, key_plot)
+    with admitting(model.store, name):
+        learned = model.learn(task, has_progress=is_on_terminal(), **settings)
+        if key_plot is not None and learned.key_history is not None:
+            plot_key_losses({name: learned.key_history}, key_plot)
     report = learned.as_dict() | _measure(model, task)
     return print_json(report) if as_json else print_report(report)
 
@@ -90,9 +92,6 @@ def _measure(model: ScalableLM, task: Task) -> dict[str, Any]:
         return {"test_score": None, "test_metric": None}
     from slm.tasks import Stream
 
-    try:
+    with admitting(model.store, task.name, " but not measured"):
         measured = model.evaluate(Stream((task,)), is_truncating=True, has_progress=is_on_terminal())
-    except KeyboardInterrupt:  # elsewhere it means that nothing was stored
-        print_failure(f"interrupted, {task.name} is stored but not measured")
-        raise typer.Exit(1) from None
     return {"test_score": measured.average, "test_metric": measured.metrics[0]}

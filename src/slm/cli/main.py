@@ -90,8 +90,8 @@ def _run(arguments: list[str]) -> int:
         is_meant = isinstance(error, SlmError)
         print_failure(str(error) if is_meant else f"{type(error).__name__} ({error}): {defect}")
         return 1
-    if code == _INTERRUPTED:
-        print_failure("interrupted, nothing was stored")
+    if code == _INTERRUPTED:  # learn and import themselves say what they had stored by then
+        print_failure(f"interrupted{', nothing was stored' if arguments[0] in ('learn', 'import') else ''}")
     return code
 
 

@@ -31,7 +31,7 @@ from slm.retrieval.background import Background
 from slm.retrieval.keys import TaskKeys
 from slm.store.background import background_problems, read_background, write_background
 from slm.store.folders import TaskFolders
-from slm.store.lock import writing
+from slm.store.lock import uninterrupted, writing
 from slm.store.manifest import Manifest, read_manifest, read_version, write_manifest
 from slm.store.migrations import FORMAT_VERSION, pending_steps
 from slm.store.records import TASKS_FOLDER, FileRecord, TaskKnowledge, TaskRecord, describe_task
@@ -160,6 +160,8 @@ class Store:
     ) -> TaskRecord:
         """Store a learned task, whole or not at all, and make it visible to every reader.
 
+        An interrupt from the keyboard is put off until the task is stored.
+
         Raises:
             TaskError: the name is not allowed or taken, here or by a process that was faster.
             StoreError: the knowledge cannot be stored, or the store cannot be written.
@@ -169,10 +171,11 @@ class Store:
             earlier = self.tasks()
             self._refuse_misfit(earlier, record, knowledge.keys)
             sequence = max((r.sequence for r in earlier), default=0) + 1
-            files = self._folders.write(record, knowledge, self.manifest.backbone_source)
-            record = replace(record, sequence=sequence, files=files)
-            self._publish(record, knowledge.keys)
-            self._tidy(earlier, record, knowledge.keys.scatter)
+            with uninterrupted():
+                files = self._folders.write(record, knowledge, self.manifest.backbone_source)
+                record = replace(record, sequence=sequence, files=files)
+                self._publish(record, knowledge.keys)
+                self._tidy(earlier, record, knowledge.keys.scatter)
         return record
 
     def forget(self, name: str) -> TaskRecord:
@@ -188,16 +191,8 @@ class Store:
             change: Tensor | None = None
             with suppress(StoreError):  # a damaged task can be forgotten; then the sum is added up anew
                 change = -self._folders.scatter(record).double()
-            self._tables.delete_task(record)
-            after = [commit_id for commit_id in before if commit_id != record.commit_id]
-            if change is None:
-                self._snapshots.keep_only(after)
-            else:
-                self._snapshots.derive(before, after, change)
-            self._tables.delete_keys([record.commit_id])
-            with suppress(StoreError):  # a row that leads out of the store has no folder to remove
-                self._folders.remove(record)
-            self._tables.erase_deleted()
+            with uninterrupted():
+                self._erase(record, before, change)
         return record
 
     def keys(self, record: TaskRecord) -> TaskKeys:
@@ -312,6 +307,19 @@ class Store:
             self._tables.delete_keys([record.commit_id])
             self._folders.remove(record)
             raise _taken(record.name, self.path)
+
+    def _erase(self, record: TaskRecord, before: list[str], change: Tensor | None) -> None:
+        """Make a task invisible, then take away its part of the sum, its keys and its files."""
+        self._tables.delete_task(record)
+        after = [commit_id for commit_id in before if commit_id != record.commit_id]
+        if change is None:
+            self._snapshots.keep_only(after)
+        else:
+            self._snapshots.derive(before, after, change)
+        self._tables.delete_keys([record.commit_id])
+        with suppress(StoreError):  # a row that leads out of the store has no folder to remove
+            self._folders.remove(record)
+        self._tables.erase_deleted()
 
     def _tidy(self, earlier: list[TaskRecord], record: TaskRecord, scatter: Tensor) -> None:
         """Bring the snapshot and the tables' layout up to date; the task is safe already."""
