@@ -103,13 +103,21 @@ def add_key(file: Path, name: str, scopes: Collection[str]) -> str:
     kept.append(Key(name, frozenset(scopes), _hash(token)))
     rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.sha256} for k in kept]
     try:
-        handle, scratch = tempfile.mkstemp(dir=file.absolute().parent)  # readable by its owner alone
-        with os.fdopen(handle, "w") as stream:
-            stream.write(json.dumps({"keys": rows}, indent=2) + "\n")
-        Path(scratch).replace(file)
+        _write(file, json.dumps({"keys": rows}, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another place") from error
     return token
+
+
+def _write(file: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=file.absolute().parent)  # readable by its owner alone
+    scratch = Path(name)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _hash(token: str) -> str:

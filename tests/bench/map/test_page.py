@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import sys
 from html.parser import HTMLParser
@@ -102,6 +103,19 @@ def test_the_same_map_gives_the_same_bytes(tmp_path):
 def test_text_that_utf_8_cannot_say_does_not_stop_the_page(tmp_path):
     odd = dataclasses.replace(QUESTION, text="half a character \ud83d and \u2028 a line")
     assert write_map(map_of(2, (odd,)), tmp_path / "map.html", "Map \ud83d").stat().st_size > 1_000_000
+
+
+def test_a_full_disk_leaves_the_older_page_and_no_debris(tmp_path, monkeypatch):
+    def fill(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fill)
+    (tmp_path / "old.html").write_text("kept")
+    for name in ("old.html", "new.html"):
+        with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
+            write_map(map_of(2), tmp_path / name, "Map")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.html"]
+    assert (tmp_path / "old.html").read_text() == "kept"
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryFile
 from typing import Any
 
 from slm.bench.map.confusion_figure import draw_confusion
@@ -12,6 +13,7 @@ from slm.bench.map.plane_figure import MIN_WIDTH_PX, draw_plane
 from slm.bench.map.store_map import ABSTAINED, Confusion, StoreMap
 from slm.bench.map.style import HEIGHT_PX, Figure
 from slm.errors import ConfigError
+from slm.store.values import replace_bytes
 
 _NUM_MISTAKES = 12
 _CONFIG = {
@@ -84,7 +86,7 @@ def check_map_file(path: str | Path) -> None:
     is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
+        with path.open("ab"), TemporaryFile(dir=path.parent):  # it is written beside and renamed
             pass
         if is_new:
             path.unlink()
@@ -124,7 +126,7 @@ def write_map(drawn: StoreMap, path: str | Path, title: str) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+        replace_bytes(path, page.encode("utf-8", "xmlcharrefreplace"))
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
