@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -13,9 +14,11 @@ import time
 import httpx2
 import pytest
 
+from slm.cli.main import main
 from slm.errors import ConfigError, SlmError
 from slm.serving.keys import add_key
 from slm.serving.refusals import Refused, refuse
+from slm.serving.running import bind, listen
 from slm.serving.settings import ServingSettings
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import SUM
@@ -159,6 +162,43 @@ def test_keys_separate_asking_teaching_and_administration(tmp_path, store, tiny_
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
                 assert answer.headers["www-authenticate"] == "Bearer"
         assert httpx2.get(address + "/health").status_code == 200
+
+
+def test_a_keys_file_that_cannot_be_written_leaves_no_debris(tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", fill)
+    with pytest.raises(ConfigError, match=r"keys\.json cannot be written \(No space left on device\)"):
+        add_key(tmp_path / "keys.json", "me", ["ask"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(monkeypatch, capsys):
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("slm.cli.serve.open_model", load)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "store", "--port", str(port)]) == 1
+    assert capsys.readouterr() == (
+        "",
+        f"slm: cannot listen at 127.0.0.1 port {port} (Address already in use): give another --port or "
+        "--host, or stop what listens there\n",
+    )
+
+
+def test_of_two_servers_that_start_on_one_port_the_slower_is_refused():
+    settings = ServingSettings(host="localhost", port=0)
+    first = bind(settings)
+    settings = ServingSettings(host="localhost", port=first[0].getsockname()[1])
+    second = bind(settings)
+    assert listen(first[:1], settings) == settings.port
+    with pytest.raises(ConfigError, match="cannot listen at localhost port"):
+        listen(second, settings)
+    for taken in (*first, *second):
+        taken.close()
 
 
 def test_a_server_without_keys_listens_to_this_machine_alone():

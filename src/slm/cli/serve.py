@@ -53,7 +53,7 @@ def serve(
     """Serve a store: every request is routed by itself, and tasks can be taught while it serves."""
     try:
         from slm.serving.app import create_app
-        from slm.serving.running import run_app
+        from slm.serving.running import bind, listen, run_app
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'scalable-lm[serve]'") from None
     from slm.serving.settings import ServingSettings
@@ -74,14 +74,13 @@ def serve(
         certificate_key=certificate_key,
         is_logging_prompts=is_logging_prompts,
     )
+    sockets = bind(settings)
     app = create_app(open_model(store), settings)
-    address = f"{'https' if certificate else 'http'}://{host}:{port}"
+    address = f"{'https' if certificate else 'http'}://{host}:{listen(sockets, settings)}"
     tasks = [record.name for record in app.state.server.engine.knowledge.records]
-    if as_json:
-        print_json({"address": address, "tasks": tasks})
-    else:
-        print_line(f"serving {', '.join(tasks) or 'no task yet'} at {address}")
-    run_app(app, settings)
+    told = f"serving {', '.join(tasks) or 'no task yet'} at {address}"
+    print_json({"address": address, "tasks": tasks}) if as_json else print_line(told)
+    run_app(app, settings, sockets)
 
 
 def weights_of(text: str) -> dict[str, float]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from socket import socket
+import os
+import socket
 from typing import Any, final
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from slm.errors import ConfigError
 from slm.serving.settings import ServingSettings
 
+_MAX_WAITING = 2048
+"""Connections that may wait to be taken."""
 _TOO_SLOW = (
     b'{"error": {"message": "the headers took too long: send them at once", "type": "timeout_error", '
     b'"param": null, "code": "timeout"}}'
@@ -71,7 +75,7 @@ def patient_protocol(header_timeout_s: float) -> type[H11Protocol]:
 class AppServer(uvicorn.Server):
     """uvicorn's, which at its end waits for answers, but not for those who only watch."""
 
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let watchers go, finish what is being answered, and stop."""
         app: Any = self.config.app
         app.state.server.teacher.hang_up()
@@ -98,7 +102,70 @@ def server_of(app: FastAPI, settings: ServingSettings) -> AppServer:
     return AppServer(config)
 
 
-def run_app(app: FastAPI, settings: ServingSettings) -> None:
-    """Serve until the process is told to stop; running requests are finished first."""
+def bind(settings: ServingSettings) -> list[socket.socket]:
+    """Take the port on every address of the host, so that nobody else can; connections are refused yet.
+
+    Raises:
+        ConfigError: the port is in use or not allowed, or the host is no address of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        return [_take(*address) for address in addresses if len(addresses) == 1 or _is_here(*address)]
+    except OSError as error:
+        raise _cannot_listen(settings, error) from error
+
+
+def listen(sockets: list[socket.socket], settings: ServingSettings) -> int:
+    """Let clients connect, who are answered once the app runs; return the port.
+
+    Raises:
+        ConfigError: another process took the port as well and was faster.
+    """
+    try:
+        for taken in sockets:
+            taken.listen(_MAX_WAITING)
+    except OSError as error:
+        raise _cannot_listen(settings, error) from error
+    return int(sockets[0].getsockname()[1])
+
+
+def run_app(app: FastAPI, settings: ServingSettings, sockets: list[socket.socket] | None = None) -> None:
+    """Serve until the process is told to stop; running requests are finished first.
+
+    Args:
+        app: what answers.
+        settings: its limits.
+        sockets: of :func:`bind`; None takes the port now.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    server_of(app, settings).run()
+    server_of(app, settings).run(bind(settings) if sockets is None else sockets)
+
+
+def _take(family: int, address: Any) -> socket.socket:
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
+        if family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+        taken.bind(address)
+    except OSError:
+        taken.close()
+        raise
+    return taken
+
+
+def _is_here(family: int, address: Any) -> bool:
+    """Whether this machine has an address; a name may have one of IPv6 where no network speaks it."""
+    try:
+        _take(family, (address[0], 0, *address[2:])).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cannot_listen(settings: ServingSettings, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen at {settings.host} port {settings.port} ({error.strerror or error}): "
+        "give another --port or --host, or stop what listens there"
+    )
