@@ -55,6 +55,11 @@ def test_the_bundle_asks_nobody_but_its_own_server():
         assert {url for url in found if "www.w3.org/" not in url} == set()
 
 
+def test_without_javascript_the_page_names_what_there_is(client):
+    (hint,) = re.findall(r"<noscript>.*</noscript>", client.get("/").text)
+    assert re.findall(r"see (\S+)\.<", hint) == ["/openapi.json"]  # where create_app puts it
+
+
 def test_the_entry_is_asked_for_again_and_names_files_kept_for_ever(client):
     entry = client.get("/")
     assert entry.status_code == 200
