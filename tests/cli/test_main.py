@@ -173,6 +173,21 @@ def test_an_interrupt_from_outside_ends_the_process_with_130():
     assert (process.returncode, out, err) == (130, b"", b"slm: interrupted\n")
 
 
+def test_an_interrupt_while_the_command_line_is_imported_is_one_line():
+    code = (
+        "import builtins, sys\nload = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "from slm.__main__ import run\nsys.exit(run())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "slm: interrupted\n")
+    version = subprocess.run([sys.executable, "-m", "slm", "--version"], capture_output=True, text=True)
+    assert version.stdout.startswith("slm ")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="closes a pipe")
 def test_a_closed_pipe_is_no_error():
     reader, writer = os.pipe()
