@@ -1,6 +1,6 @@
 import pytest
 
-from slm.config import Config, LearningConfig
+from slm.config import Config, DecodingConfig, LearningConfig
 from slm.errors import ConfigError
 
 
@@ -94,3 +94,11 @@ def test_the_cosine_form_survives_the_way_to_json_and_back():
 def test_few_examples_are_learned_in_small_batches_unless_a_size_is_given(num_examples, batch_size):
     assert LearningConfig().rows_per_step(num_examples) == batch_size
     assert LearningConfig(batch_size=32).rows_per_step(num_examples) == 32
+
+
+@pytest.mark.parametrize("kind", [LearningConfig, DecodingConfig])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_a_library_would_refuse_later_is_refused_at_once(kind, seed):
+    with pytest.raises(ConfigError, match=rf"seed must be in 0\.\.4294967295, got {seed}"):
+        kind(seed=seed)
+    assert kind(seed=2**32 - 1).seed == 4294967295

@@ -50,7 +50,8 @@ class CheckedConfig:
         for name, (low, high) in self._ranges.items():
             value = getattr(self, name)
             if value is not None and name not in mistyped and not low <= value <= high:
-                yield f"{name} must be in {low:g}..{high:g}, got {value!r}"
+                bounds = "..".join(str(v) if isinstance(v, int) else f"{v:g}" for v in (low, high))
+                yield f"{name} must be in {bounds}, got {value!r}"
 
     def _mistyped(self) -> Iterator[tuple[str, str]]:
         """Name and message of every setting whose value is not of its annotation."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from slm.checked import CheckedConfig
 
+MAX_SEED = 2**32 - 1
+"""Largest seed that every library takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig(CheckedConfig):
@@ -235,6 +238,7 @@ class DecodingConfig(CheckedConfig):
         "num_sequences": (1, 64),
         "temperature": (1e-3, 1e3),
         "top_p": (1e-3, 1.0),
+        "seed": (0, MAX_SEED),
     }
 
     @property
@@ -310,6 +314,7 @@ class LearningConfig(CheckedConfig):
         "max_grad_norm": (1e-6, math.inf),
         "dropout": (0.0, 0.9),
         "validation_share": (0.0, 0.5),
+        "seed": (0, MAX_SEED),
     }
 
     def rows_per_step(self, num_examples: int) -> int:
