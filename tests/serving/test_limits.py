@@ -13,12 +13,14 @@ import time
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from slm.cli.main import main
 from slm.errors import ConfigError, SlmError
 from slm.serving.keys import add_key
-from slm.serving.refusals import Refused, refuse
+from slm.serving.refusals import Refused, invalid_body, refuse
 from slm.serving.running import bind, listen
+from slm.serving.schema import ChatRequest
 from slm.serving.settings import ServingSettings
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import SUM
@@ -65,6 +67,28 @@ def test_a_wrong_request_is_told_what_is_wrong(address, path, content, status, c
     assert message is None or message in error["message"]
     assert "Traceback" not in answer.text
     assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "message"),
+    [
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "must be a text or a list"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content", "at least 1 item"),
+        ({"messages": [{"role": "user", "content": [{"type": ""}]}]}, "messages.0.content.0.type", "Input"),
+        ({"messages": MESSAGES, "stop": list("abcde")}, "stop", "at most 4 items"),
+        ({"messages": MESSAGES, "stop": ["a", 1]}, "stop.1", "valid string"),
+        ({"messages": MESSAGES, "n": "x"}, "n", "valid integer"),
+        ({"messages": MESSAGES, "tools": [1]}, None, "tools is not supported"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named_without_names_of_types(body, place, message):
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(body)
+    refusal = invalid_body([m | {"loc": ("body", *m["loc"])} for m in caught.value.errors()])
+    assert refusal.param == place
+    assert refusal.message.startswith(f"{place}: " if place else message)
+    assert message in refusal.message
+    assert "[" not in refusal.message
 
 
 def test_a_prompt_of_ten_megabytes_is_refused_however_its_length_is_told(address):

@@ -28,7 +28,7 @@ from slm.serving.inspecting import inspection_router
 from slm.serving.keys import Keys, read_keys
 from slm.serving.managing import adapter_router, task_router, teaching_router
 from slm.serving.metrics import Metrics
-from slm.serving.refusals import Refused, refuse
+from slm.serving.refusals import Refused, invalid_body, refuse
 from slm.serving.settings import ServingSettings
 from slm.serving.teaching import Teacher
 
@@ -201,16 +201,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        is_json = first["type"] == "json_invalid"
-        if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type", "dict_type"):
-            text = "the body must be a JSON object, sent as Content-Type: application/json"
-            return send(Refused(400, text, "invalid_body"))
-        what = "the body is no valid JSON" if is_json else str(first["msg"]).removeprefix("Value error, ")
-        message = what if is_json or not place else f"{place[:200]}: {what}"
-        code = "invalid_json" if is_json else "invalid_value"
-        return send(Refused(400, message, code, None if is_json else place[:200] or None))
+        return send(invalid_body(error.errors()))
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

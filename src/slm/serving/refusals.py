@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm.errors import (
@@ -87,6 +87,39 @@ def refuse(error: BaseException) -> Refused:
             message = " ".join(str(error).split()) if status < 500 else _HIDDEN
             return Refused(status, message, code)
     return Refused(500, _HIDDEN, "server_error")
+
+
+def invalid_body(mistakes: Sequence[Mapping[str, Any]]) -> Refused:
+    """What a client is told of a body that is not as it must be.
+
+    Args:
+        mistakes: as pydantic lists them: where a field may be a text or a list, one for each of the two.
+    """
+    first = mistakes[0]
+    if first["type"] == "json_invalid":
+        return Refused(400, "the body is no valid JSON", "invalid_json")
+    if first["loc"] == ("body",) and first["type"] in ("missing", "model_attributes_type", "dict_type"):
+        text = "the body must be a JSON object, sent as Content-Type: application/json"
+        return Refused(400, text, "invalid_body")
+    what = str(first["msg"]).removeprefix("Value error, ")
+    if _is_of_other_type(first):
+        field = first["loc"][:-1]
+        others = [m for m in mistakes if m["loc"][: len(field)] == field and not _is_of_other_type(m)]
+        first = others[0] if others else first
+        what = str(first["msg"]) if others else "must be a text or a list"
+    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    place = ".".join(part for part in path if not _is_branch(part))[:200]
+    return Refused(400, f"{place}: {what}" if place else what, "invalid_value", place or None)
+
+
+def _is_of_other_type(mistake: Mapping[str, Any]) -> bool:
+    """Whether a field that may be of several types is merely not of this one."""
+    return _is_branch(mistake["loc"][-1]) and mistake["type"] in ("string_type", "list_type")
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a part of a place names a type, ``list[str]`` say, in place of a field."""
+    return isinstance(part, str) and part.endswith("]")
 
 
 def unknown_model(name: str) -> Refused:
