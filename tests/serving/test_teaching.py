@@ -47,6 +47,8 @@ def zipped(files: dict[str, bytes]) -> bytes:
     ("name", "content", "fields", "status", "message"),
     [
         ("../up", ROWS, {}, 400, "task name '../up' is not allowed"),
+        ("Recipes", ROWS, {}, 400, "task name 'Recipes' is not allowed: use 1 to 64 of a-z"),
+        ("new", ROWS, {"num_epoch": "3"}, 400, "unknown field 'num_epoch': did you mean 'num_epochs'?"),
         ("sums", ROWS, {}, 409, "task 'sums' is already learned"),
         ("new", b"", {}, 400, "file is empty"),
         ("new", b"{broken", {}, 400, "examples.jsonl line 1"),
@@ -67,6 +69,11 @@ def test_a_wrong_upload_is_refused_and_leaves_nothing(place, name, content, fiel
     assert message in answer.json()["error"]["message"]
     assert "slm-quarantine" not in answer.text
     assert httpx2.get(f"{address}/v1/jobs").json()["data"] == []
+
+
+def test_a_name_that_is_not_allowed_is_the_name_s_fault(place):
+    for name in ("Recipes", "a" * 80):
+        assert teach(place[1], name, ROWS).json()["error"]["param"] == "name"
 
 
 def test_an_adapter_is_taken_over_while_serving_and_forgotten_again(place, tiny_folder, tmp_path):

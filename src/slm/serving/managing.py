@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import shutil
 import uuid
@@ -27,10 +28,10 @@ from slm.serving.uploads import check_examples, save_examples, unpack_adapter
 from slm.store import TaskRecord
 from slm.store.adapters import read_peft_adapter
 from slm.store.manifest import utc_now
-from slm.store.records import check_name
+from slm.tasks.task import check_name
 
 Name = Annotated[str, PathParameter(max_length=200)]
-_FORM = {
+_FORM: dict[str, Any] = {
     "type": "object",
     "required": ["name", "file"],
     "properties": {
@@ -210,6 +211,7 @@ def _drop(desk: Desk, record: TaskRecord) -> None:
 
 
 async def _take(form: FormData, teacher: Teacher, desk: Desk, settings: ServingSettings) -> Job:
+    _refuse_unknown_fields(form)
     name, file, adapter = form.get("name"), form.get("file"), form.get("adapter")
     if not isinstance(name, str) or not isinstance(file, UploadFile):
         raise Refused(400, "send a form with the fields name and file", "invalid_form", "name")
@@ -233,6 +235,15 @@ async def _take(form: FormData, teacher: Teacher, desk: Desk, settings: ServingS
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, folder, True)
         raise
+
+
+def _refuse_unknown_fields(form: FormData) -> None:
+    known = _FORM["properties"]
+    for field in form:
+        if field not in known:
+            nearest = difflib.get_close_matches(field, known, 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+            raise Refused(400, f"unknown field {field[:100]!r}: {hint}", "invalid_form", field[:100])
 
 
 def _settings_of(form: FormData) -> dict[str, Any]:
