@@ -8,7 +8,7 @@ import pytest
 from slm.errors import ConfigError, TaskError
 from slm.tasks import Example, Task, TaskKind
 
-from .files import GOOD, NO_ROWS, SHAPES, lines, message_of, write
+from .files import GOOD, NO_ROWS, lines, message_of, write
 
 ROWS = [{"text": "great, really", "label": "good"}, {"text": 'so "dull"\nand long', "label": "bad"}]
 EXAMPLES = (Example("great, really", "good"), Example('so "dull"\nand long', "bad"))
@@ -97,7 +97,7 @@ def test_a_name_is_checked_before_the_file_is_read(tmp_path):
         ),
         (
             "a;b\nc;d\n",
-            f"data.csv line 2: columns a;b have no known shape, allowed is {SHAPES}: rename or drop columns",
+            "data.csv line 1: columns are separated by semicolons, only commas are read: save it so",
         ),
     ],
 )
@@ -181,3 +181,21 @@ def test_a_data_set_that_cannot_be_loaded_is_refused_on_one_line(monkeypatch):
         "id, the split and "
         "the connection, or give a file (.csv, .json, .jsonl or .parquet)"
     )
+
+
+def test_what_stands_twice_is_refused_rather_than_half_lost(tmp_path):
+    path = write(tmp_path, "\ntext,label,text\na,x,b\n", "a.csv")
+    assert message_of(path) == 'a.csv line 2: the column "text" stands twice: rename or drop one of the two'
+    path = write(tmp_path, lines(GOOD) + '\n{"text": "a", "label": "x", "label": "y"}\n')
+    twice = "stands twice in one object: drop one of the two"
+    assert message_of(path) == f'data.jsonl line 2: "label" {twice}'
+    path = write(tmp_path, '[{"messages": [{"role": "user", "role": "user", "content": "a"}]}]', "a.json")
+    assert message_of(path) == f'a.json: "role" {twice}'
+
+
+def test_an_example_knows_where_it_stands_but_is_the_same_anywhere(tmp_path):
+    rows = lines(GOOD, GOOD | {"label": "y"})
+    one, other = (write(tmp_path, rows, name) for name in ("a.jsonl", "b.jsonl"))
+    task, same = Task.load("t", one), Task.load("t", other)
+    assert [example.place for example in task.examples] == [f"{one} line 1", f"{one} line 2"]
+    assert (task, task.digest()) == (same, same.digest())

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -190,12 +190,30 @@ def _read_json(text: str, origin: str) -> Iterator[Row]:
         yield Row(origin, "row", number, value)
 
 
+class _RepeatedNameError(ValueError):
+    """A JSON object has two values of one name, of which Python would keep the second."""
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedNameError(_repeated([name for name, _ in pairs]))
+    return found
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first of the names that stands twice among them."""
+    return next(name for number, name in enumerate(names) if name in names[:number])
+
+
 def _parse_json(text: str, place: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         spot = f"column {error.colno}" if "line" in place else f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{place}: broken JSON at {spot} ({error.msg}): mend it or delete it") from None
+    except _RepeatedNameError as error:
+        raise DataError(f'{place}: "{error}" stands twice in one object: drop one of the two') from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: JSON that cannot be read ({error}): mend it or delete it") from None
 
@@ -214,7 +232,7 @@ def _read_csv(text: str, origin: str) -> Iterator[Row]:
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = [cell.strip() for cell in cells]
+            header = _check_header([cell.strip() for cell in cells], f"{origin} line {number}")
             continue
         if len(cells) != len(header):
             raise DataError(
@@ -222,6 +240,16 @@ def _read_csv(text: str, origin: str) -> Iterator[Row]:
                 'put texts with commas or line breaks in "double quotes"'
             )
         yield Row(origin, "line", number, dict(zip(header, cells, strict=True)))
+
+
+def _check_header(names: list[str], place: str) -> list[str]:
+    if len(names) == 1 and ";" in names[0]:
+        raise DataError(f"{place}: columns are separated by semicolons, only commas are read: save it so")
+    if len(set(names)) < len(names):
+        raise DataError(
+            f'{place}: the column "{_repeated(names)}" stands twice: rename or drop one of the two'
+        )
+    return names
 
 
 def _read_parquet(path: Path) -> list[Row]:

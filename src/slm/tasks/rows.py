@@ -69,7 +69,8 @@ def to_examples(
         targets = _label_texts(rows, answers, column=shape[-1])
     else:
         targets = [_text(row, shape[-1], answer) for row, answer in zip(rows, answers, strict=True)]
-    return found, [Example(prompt, y) for (prompt, _), y in zip(pairs, targets, strict=True)]
+    triples = zip(rows, pairs, targets, strict=True)
+    return found, [Example(asked, y, row.place if row.origin else "") for row, (asked, _), y in triples]
 
 
 def collect_labels(examples: Sequence[Example], kind: TaskKind, origin: str) -> tuple[str, ...]:

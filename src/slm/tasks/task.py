@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import final
@@ -70,10 +70,12 @@ class Example:
     Attributes:
         prompt: a plain text, or the conversation up to the answer.
         target: the label or the completion; None when only asking.
+        place: file and line it was read from; empty where there are none. Equal examples may differ in it.
     """
 
     prompt: str | tuple[Message, ...]
     target: str | None = None
+    place: str = field(default="", compare=False, repr=False)
 
     @property
     def prompt_text(self) -> str:
