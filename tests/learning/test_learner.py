@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from slm.errors import ConfigError, DataError
-from slm.learning import learn_task, show_examples
+from slm.errors import ConfigError, DataError, StoreError
+from slm.learning import learn_task, learner, show_examples
 from slm.learning.learnable import Learnable
 from slm.model import ScalableLM
 from slm.tasks import Task
@@ -47,6 +50,48 @@ def test_increments_are_stored_as_they_were_trained_rounded_once_to_float16(
         assert pair.A.dtype == torch.float32
         assert torch.equal(stored.pairs[name].A, pair.A.half())
         assert torch.equal(stored.pairs[name].B, pair.B.half())
+
+
+@pytest.fixture
+def idle(tmp_path, minilm, monkeypatch):
+    """A model that may not compute."""
+
+    def compute(*_, **__):
+        raise AssertionError("it computed")
+
+    monkeypatch.setattr("slm.learning.learner.training_rows", compute)
+    return ScalableLM.create(tmp_path / "store", minilm, config(1))
+
+
+def test_checkpoints_that_cannot_be_kept_are_refused_before_anything_is_computed(tmp_path, idle, languages):
+    (tmp_path / "file").write_text("")
+    for folder, why in ((tmp_path / "file", "File exists"), ("/proc/nope", "No such file or directory")):
+        with pytest.raises(ConfigError) as caught:
+            idle.learn(languages, checkpoint_folder=str(folder))
+        assert str(caught.value) == (
+            f"checkpoints cannot be kept at {folder} ({why}): name a folder you may write to"
+        )
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_is_computed(idle, languages, monkeypatch):
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("slm.store.catalogue.TemporaryFile", refuse)
+        with pytest.raises(StoreError, match=r"store cannot be written \(Read-only file system\)"):
+            idle.learn(languages)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(StoreError, match=r"store has 0\.0 MB of disk left, at least \d+\.\d MB are needed"):
+        idle.learn(languages)
+
+
+def test_the_room_that_is_asked_for_is_what_the_increments_take(tmp_path, minilm, languages):
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    asked = learner._smallest_size(model)
+    assert asked <= model.learn(languages).size_bytes
+    increment = model.store.increment(model.tasks[0], 0)
+    assert asked == sum(2 * (pair.A.numel() + pair.B.numel()) for pair in increment.pairs.values())
 
 
 def test_few_examples_are_learned_without_a_validation_split(tmp_path, minilm):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -99,12 +100,15 @@ def learn_task(
         TaskError: the name is taken, or the backbone cannot learn this kind of task.
         DataError: a row is empty or too long; the message gives its number.
         LearningError: the loss is not finite.
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range, or checkpoints cannot be kept where they shall be.
+        StoreError: the store cannot be written, or has no room for the task.
     """
     begun = time.perf_counter()
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
     config = dataclasses.replace(config, batch_size=config.rows_per_step(len(task.examples)))
     check_learnable(model, task)
+    model.store.check_writable(_smallest_size(model))
+    _check_checkpoints(config.checkpoint_folder)
     rows = training_rows(model, task, task.examples, config)
     prepared = prepare(model, task, config)
     train, validation, queries = _split(task, rows, prepared, config)
@@ -221,13 +225,14 @@ def training_rows(
     is_encoder = model.backbone.kind is BackboneKind.ENCODER
     rows = []
     for i, example in enumerate(examples, start=1):
+        where = f"example {i} of task {task.name!r}" + (f" ({example.place})" if example.place else "")
         if example.target is None:
-            raise DataError(f"example {i} of task {task.name!r} has no answer: give one or leave it out")
+            raise DataError(f"{where} has no answer: give one or leave it out")
         row = model.backbone.row(
             _prompt(example),
             None if is_encoder else example.target,
             is_truncating=config.is_truncating,
-            where=f"example {i} of task {task.name!r}",
+            where=where,
         )
         rows.append(TrainingRow(row, number.get(example.target, 0)))
     return rows
@@ -259,6 +264,28 @@ def check_learnable(model: ScalableLM, task: Task) -> None:
             f"task {task.name!r} asks for free text, which the encoder {model.backbone.source!r} cannot "
             "write: use a causal or sequence-to-sequence backbone, 'smollm2' say"
         )
+
+
+def _smallest_size(model: ScalableLM) -> int:
+    """Bytes of the increments of a new task, which takes a little more."""
+    layers, retrieval = model.backbone.reparameterizer.layers, model.config.retrieval
+    num_increments = retrieval.cosine.keys_per_task if retrieval.form == "cosine" else 1
+    width = sum(sum(layers[name].shape) for name in model.targets)
+    return torch.float16.itemsize * model.config.increments.rank * width * num_increments
+
+
+def _check_checkpoints(folder: str | None) -> None:
+    """Make the folder of checkpoints, and refuse one that cannot be written before anything is computed."""
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"checkpoints cannot be kept at {folder} ({error.strerror}): name a folder you may write to"
+        ) from error
 
 
 def _knowledge_settings(config: LearningConfig) -> dict[str, Any]:

@@ -15,11 +15,13 @@ and nobody rewrites another task's files.
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import final
 
 import torch
@@ -148,6 +150,23 @@ class Store:
         nearest = difflib.get_close_matches(name, records, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "list the tasks to see their names"
         raise TaskError(f"no task {name!r} among the {len(records)} tasks of {self.path}: {hint}")
+
+    def check_writable(self, num_bytes: int) -> None:
+        """Refuse to begin work whose result could not be committed; nothing is changed.
+
+        Args:
+            num_bytes: that the result takes.
+
+        Raises:
+            StoreError: the store cannot be written, another writer holds it, or the disk is too full.
+        """
+        with writing(self.path), TemporaryFile(dir=self.path / TASKS_FOLDER):
+            num_free = shutil.disk_usage(self.path).free
+        if num_free < num_bytes:
+            raise StoreError(
+                f"{self.path} has {num_free / 1e6:.1f} MB of disk left, at least {num_bytes / 1e6:.1f} MB "
+                "are needed: make room"
+            )
 
     def commit(
         self,
