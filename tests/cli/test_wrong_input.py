@@ -93,7 +93,7 @@ def test_a_text_longer_than_the_window_is_refused_with_its_number(slm, store, tm
     mend = "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
     assert_refused(
         slm("learn", store, "new", path),
-        f"example 25 of task 'new' has 602 tokens, the window holds 512: {mend}",
+        f"example 25 of task 'new' ({path} line 25) has 602 tokens, the window holds 512: {mend}",
     )
     too_long = f"has 602 tokens, the window holds 512: {mend}"
     assert_refused(slm("ask", store, "fine", LONG), f"question 2 {too_long}")
@@ -145,7 +145,9 @@ def test_a_folder_that_is_no_store_is_refused(slm, tmp_path, command):
         f"{tmp_path} is not a store (it has no store.json): give the folder of a store",
     )
     missing = tmp_path / "missing"
-    assert_refused(slm(verb, missing, *rest), f"no store at {missing}: create one first or correct the path")
+    assert_refused(
+        slm(verb, missing, *rest), f"no store at {missing}: make one with slm init or correct the path"
+    )
 
 
 def test_doctor_tells_that_a_folder_is_no_store(slm, tmp_path):

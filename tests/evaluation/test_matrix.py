@@ -238,7 +238,7 @@ def test_a_task_that_was_never_learned_is_named_with_the_nearest_learned_one():
         evaluate_stream(FakeModel(["films", "news"]), stream)
     assert str(caught.value) == (
         "the model never learned 'film' (did you mean \"films\"?), 'xyz' of the stream, "
-        "learned are films, news: learn it first or leave it out"
+        "learned are films, news: learn it first or leave it out (--tasks news)"
     )
     with pytest.raises(TaskError) as caught:
         evaluate_stream(FakeModel([]), Stream((NEWS,)))

@@ -276,7 +276,7 @@ def test_forgetting_an_unknown_name_names_the_nearest(store, worker):
         str(caught.value)
         == f"no task 'news-topic' among the 1 tasks of {store.path}: did you mean news-topics?"
     )
-    with pytest.raises(TaskError, match="list the tasks to see their names"):
+    with pytest.raises(TaskError, match=rf"slm tasks {store.path} lists them$"):
         store.forget("q")
 
 
@@ -513,3 +513,14 @@ def test_other_threads_store_tasks_as_ever(store, worker):
     thread.start()
     thread.join()
     assert [record.name for record in store.tasks()] == ["first"]
+
+
+def test_a_damaged_catalogue_names_no_place_in_the_sources_of_lancedb(store, worker):
+    worker.commit(store, "first", 1)
+    for file in (store.path / "catalogue" / "tasks.lance" / "data").iterdir():
+        file.write_bytes(b"junk")
+    with pytest.raises(
+        StoreError, match=r"catalogue cannot be read \(.+\): restore it from a copy$"
+    ) as caught:
+        Store.open(store.path).tasks()
+    assert ".rs" not in str(caught.value)

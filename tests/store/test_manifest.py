@@ -13,7 +13,9 @@ from slm.store.migrations import FORMAT_VERSION, MIGRATIONS, pending_steps
 def test_a_missing_folder_a_file_and_a_folder_that_is_no_store_are_told_apart(tmp_path):
     with pytest.raises(StoreError) as caught:
         Store.open(tmp_path / "nowhere")
-    assert str(caught.value) == f"no store at {tmp_path / 'nowhere'}: create one first or correct the path"
+    assert str(caught.value) == (
+        f"no store at {tmp_path / 'nowhere'}: make one with slm init or correct the path"
+    )
     with pytest.raises(StoreError) as caught:
         Store.open(tmp_path)
     assert str(caught.value) == (

@@ -243,8 +243,10 @@ def _learning_order(learned: Sequence[str], wanted: Sequence[str]) -> tuple[str,
     if missing:
         known = f"learned are {', '.join(learned)}" if learned else "nothing was learned yet"
         listed = ", ".join(_with_nearest(name, learned) for name in missing)
+        left = ",".join(name for name in learned if name in wanted)
+        hint = f" (--tasks {left})" if left else ""
         raise TaskError(
-            f"the model never learned {listed} of the stream, {known}: learn it first or leave it out"
+            f"the model never learned {listed} of the stream, {known}: learn it first or leave it out{hint}"
         )
     return tuple(name for name in learned if name in wanted)
 

@@ -148,7 +148,7 @@ class Store:
         if name in records:
             return records[name]
         nearest = difflib.get_close_matches(name, records, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "list the tasks to see their names"
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"slm tasks {self.path} lists them"
         raise TaskError(f"no task {name!r} among the {len(records)} tasks of {self.path}: {hint}")
 
     def check_writable(self, num_bytes: int) -> None:

@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _read(path: Path) -> dict[str, object]:
     if not path.is_dir():
-        raise StoreError(f"no store at {path}: create one first or correct the path")
+        raise StoreError(f"no store at {path}: make one with slm init or correct the path")
     file = path / MANIFEST_NAME
     if not file.is_file():
         raise StoreError(f"{path} is not a store (it has no {MANIFEST_NAME}): give the folder of a store")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -77,6 +78,9 @@ _NUM_TRIES = 4
 _KEPT_FOR = timedelta(minutes=10)
 # LanceDB warns about 0; after a task is forgotten nothing of it may stay in an older version.
 _AT_ONCE = timedelta(milliseconds=1)
+
+# Where in LanceDB's sources an error arose, which says nothing to a user.
+_SOURCE_PLACE = re.compile(r",? ?\S+\.rs:\d+(:\d+)?")
 
 
 @final
@@ -260,7 +264,8 @@ def _among(commit_ids: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _SOURCE_PLACE.sub("", line)[:200]
 
 
 def _sync_new(folder: Path, known: _Files) -> _Files:
