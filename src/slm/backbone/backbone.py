@@ -26,7 +26,7 @@ from slm.errors import BackboneError, ConfigError
 _PROBE = "The quick brown fox: 1234, naïve café?"
 
 
-class BackboneKind(str, enum.Enum):
+class BackboneKind(enum.StrEnum):
     """What a backbone is: it decides how an answer is read from it."""
 
     ENCODER = "encoder"

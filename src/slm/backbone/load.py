@@ -68,18 +68,7 @@ ALIASES = {
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(stream)
-        )
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def locate(source: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
         torch.set_num_threads(num_threads)
     suite, preset = run.suite, run.preset
     circumstances = environment()
-    begun, started = time.perf_counter(), datetime.now(timezone.utc)
+    begun, started = time.perf_counter(), datetime.now(UTC)
     loaded = _tasks(suite, run.data)
     order = suite.order(cell.order)
     stream = Stream(tuple(training_task(loaded[n], preset, cell.per_label, cell.seed) for n in order))

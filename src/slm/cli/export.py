@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ EXAMPLES = (
 )
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What is written."""
 
     PEFT = "peft"

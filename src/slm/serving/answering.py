@@ -75,7 +75,7 @@ class Listener:
         left = self.asked.deadline_s + 5 - (time.monotonic() - self.asked.begun)
         try:
             event = await asyncio.wait_for(self._events.get(), max(0.0, left))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.cancel()
             raise too_late(self.asked.deadline_s) from None
         if isinstance(event, Failed):

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import final
 
@@ -20,7 +20,7 @@ MIN_EXAMPLES_TO_SPLIT = 10
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-class TaskKind(str, Enum):
+class TaskKind(StrEnum):
     """What an answer is: one of a few labels, or free text."""
 
     CLASSIFICATION = "classification"
