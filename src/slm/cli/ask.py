@@ -73,7 +73,8 @@ def _one_line(prompt: str | Sequence[dict[str, str]]) -> str:
 
 def _print_answer(answer: Answer) -> None:
     if answer.text is None:
-        return print_line("abstained: this belongs to no learned task", "yellow")
+        print_line("abstained: this belongs to no learned task", "yellow")
+        return print_line("slm explain shows why, --task NAME answers all the same", "dim")
     print_line(answer.text)
     source = name_weights(answer.tasks) or "abstained, the frozen backbone answered"
     print_line(f"confidence {answer.confidence:.2f}; {source}", "dim")
