@@ -75,3 +75,24 @@ def test_a_row_taken_out_of_a_batch_is_the_one_that_was_never_in_it(which, reque
     for name in ("ids", "mask", "content", "positions"):
         assert torch.equal(getattr(taken, name), getattr(single, name))
     assert taken.targets.shape == (1, 0)
+
+
+def words_read(backbone, prompt) -> str:
+    row = backbone.row(prompt, is_truncating=False, where="row")
+    return backbone.renderer.tokenizer.decode(row.prompt[slice(*row.content)])
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "You are a helpful clerk. " * 4])
+def test_a_system_message_of_its_own_costs_no_word_of_the_user(smollm2, system):
+    question = "Why was I charged twice? I only ordered one thing."
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+    read = words_read(smollm2, messages)
+    assert question in read
+    assert system.split()[-1] in read
+    assert read.endswith(question)
+
+
+def test_the_words_every_prompt_shares_are_not_read(smollm2, minilm):
+    assert words_read(smollm2, "Why was I charged twice?") == "Why was I charged twice?"
+    assert words_read(smollm2, [{"role": "user", "content": "hello"}]) == "hello"
+    assert words_read(minilm, "hello") == "[CLS] hello [SEP]"

@@ -95,7 +95,7 @@ class Renderer:
         self.pad_id = next(
             int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
         )
-        self._frame = self._common_frame() if is_apart or prompt_format != "raw" else (0, 0)
+        self._head, self._tail = self._common_frame() if is_apart or prompt_format != "raw" else ([], [])
 
     def render(self, prompt: Prompt) -> str:
         """The prompt as the exact text the backbone sees (without special tokens the tokenizer adds)."""
@@ -119,13 +119,19 @@ class Renderer:
         special = self.prompt_format != "chat"
         return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
-    def _common_frame(self) -> tuple[int, int]:
-        """Tokens before and after the user's words that every prompt shares: they tell tasks nothing."""
+    def _common_frame(self) -> tuple[list[int], list[int]]:
+        """Tokens around the user's words that every plain prompt shares: they tell tasks nothing."""
         one, two = self._ids(self.render("one")), self._ids(self.render("Zwei 2"))
-        before = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
-        pairs = zip(one[::-1], two[::-1], strict=False)
-        after = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
-        return before, after
+        before, after = _num_shared(one, two), _num_shared(one[::-1], two[::-1])
+        return one[:before], one[len(one) - after :]
+
+    def _content(self, ids: list[int]) -> tuple[int, int]:
+        """The span of a prompt's own words: all but what it really shares with the frame.
+
+        A conversation with a system message of its own has another beginning than the template's default.
+        """
+        before, after = _num_shared(ids, self._head), _num_shared(ids[::-1], self._tail[::-1])
+        return (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
 
     def row(self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str) -> Row:
         """Tokenize one prompt, and its answer when given.
@@ -153,9 +159,7 @@ class Renderer:
                     "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
                 )
             ids, answer = self._cut(ids, answer)
-        before, after = self._frame
-        content = (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
-        return Row(tuple(ids), content, tuple(answer))
+        return Row(tuple(ids), self._content(ids), tuple(answer))
 
     def answer_ids(self, target: str) -> list[int]:
         """Token ids of an answer, end token included.
@@ -199,3 +203,9 @@ class Renderer:
             first = 0 if self.is_apart else start + len(row.prompt) - 1
             targets[i, first : first + len(row.target)] = torch.tensor(row.target, dtype=torch.long)
         return Batch(ids, mask, content, positions, targets)
+
+
+def _num_shared(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(two)))
