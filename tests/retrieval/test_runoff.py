@@ -191,3 +191,20 @@ def test_two_tasks_of_the_same_rows_tie():
     found = retriever(rows_of(0, 10, seed=9))
     torch.testing.assert_close(found.posterior, torch.full((10, 2), 0.5))
     assert float(found.margins.max()) == 0
+
+
+def test_priors_refuse_nothing_in_a_runoff():
+    tasks = [keys_of(rows_of(task, size)) for task, size in enumerate((4000, 40, 400, 400))]
+    queries = torch.cat([rows_of(0, 600, seed=1), rows_of(1, 600, seed=1)])
+    queries[:, 2] += torch.linspace(0, 12, len(queries)).roll(600)  # on the way to another task
+    even, sized = (make(tasks, prior=prior, false_refusal_rate=0.05) for prior in ("uniform", "size"))
+    one, two = even(queries), sized(queries)
+    same = (one.nearest == two.nearest) & two.is_contested
+    assert bool((one.nearest != two.nearest).any())
+    assert 50 < int(one.is_abstained[same].sum()) < int(same.sum()) - 50
+    assert torch.equal(one.is_abstained[same], two.is_abstained[same])
+    assert torch.equal(two.distances[:, 0] > two.thresholds, two.is_abstained)
+    seen = sized.task_distances(queries)
+    nearest = seen.distances.argmin(1, keepdim=True)
+    beyond = (seen.distances > seen.thresholds).gather(1, nearest)[:, 0]
+    assert torch.equal(beyond, two.is_abstained)

@@ -206,6 +206,7 @@ class CosineScorer:
     """
 
     rounding = 0.15
+    penalties: Float[Tensor, " N"] | None = None
     runoff: Runoff | None = None
 
     def __init__(self, tasks: Sequence[TaskKeys], num_groups: int, false_refusal_rate: float) -> None:

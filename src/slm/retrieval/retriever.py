@@ -157,8 +157,11 @@ class Retriever:
         distances = scorer.relative_distances(points, squared)
         margins = distances.new_full((len(points),), torch.inf)
         is_contested = torch.zeros(len(points), dtype=torch.bool)
+        owed = torch.zeros(len(points), dtype=torch.float64)
         if self._runoff is not None:
-            distances, margins, is_contested = self._runoff.settle(queries, candidates, distances)
+            before = distances
+            distances, margins, is_contested = self._runoff.settle(queries, candidates, before)
+            owed = self._owed(candidates, before, distances, is_contested)
             distances, order = distances.sort(dim=1, stable=True)
             candidates = candidates.gather(1, order)
         if distances.shape[1] > 1:
@@ -171,7 +174,7 @@ class Retriever:
         keys = candidates[:, : config.top_k]
         thresholds = torch.full((len(points),), torch.inf, dtype=torch.float64)
         if config.is_abstaining:
-            thresholds = scorer.thresholds(candidates[:, 0])
+            thresholds = scorer.thresholds(candidates[:, 0]) + owed
         beyond = distances[:, 0] - thresholds
         return Retrieved(
             tasks=scorer.tasks[keys],
@@ -196,9 +199,11 @@ class Retriever:
         scorer = self.scorer
         points = scorer.points(queries.cpu())
         distances = scorer.relative_distances(points, all_distances(points, scorer.keys))
+        owed = torch.zeros(len(points), dtype=torch.float64)
         if self._runoff is not None:
-            everyone = torch.arange(len(scorer.keys)).expand_as(distances)
-            distances, _, _ = self._runoff.settle(queries, everyone, distances)
+            everyone, before = torch.arange(len(scorer.keys)).expand_as(distances), distances
+            distances, _, is_contested = self._runoff.settle(queries, everyone, before)
+            owed = self._owed(everyone, before, distances, is_contested)
         owners = scorer.tasks.expand_as(distances)
         num_keys, num_tasks = len(scorer.tasks), int(scorer.tasks[-1]) + 1
         best = distances.new_full((len(points), num_tasks), torch.inf)
@@ -206,8 +211,34 @@ class Retriever:
         places = torch.arange(num_keys).where(distances == best.gather(1, owners), num_keys)
         nearest = torch.full((len(points), num_tasks), num_keys).scatter_reduce_(1, owners, places, "amin")
         shares = scorer.weigh(distances, self.config.sharpness)
+        thresholds = scorer.thresholds(nearest).scatter_add_(1, best.argmin(1, keepdim=True), owed[:, None])
         return TaskDistances(
             distances=best.to(torch.float32),
-            thresholds=scorer.thresholds(nearest).to(torch.float32),
+            thresholds=thresholds.to(torch.float32),
             probabilities=torch.zeros_like(best).scatter_add_(1, owners, shares).to(torch.float32),
         )
+
+    def _owed(
+        self,
+        keys: Int[Tensor, "B M"],
+        before: Float[Tensor, "B M"],
+        after: Float[Tensor, "B M"],
+        is_contested: Bool[Tensor, " B"],
+    ) -> Float[Tensor, " B"]:
+        """What to add to the winner's threshold, (B,) float64, so that priors refuse nothing in a runoff.
+
+        The winner was given a distance that holds another key's −2 log π_n, while its threshold holds its
+        own. It is judged by the smallest r without priors, as it is where all keys are equally likely.
+
+        Args:
+            keys: (B, M) key numbers.
+            before: (B, M) float64, their relative distances.
+            after: (B, M) float64, the same after the runoff.
+            is_contested: (B,) whether there was one.
+        """
+        penalties = self.scorer.penalties
+        if penalties is None:
+            return after.new_zeros(len(after))
+        given, winner = after.min(1, keepdim=True)
+        judged = (before - penalties[keys]).amin(1)
+        return torch.where(is_contested, given[:, 0] - penalties[keys.gather(1, winner)][:, 0] - judged, 0.0)

@@ -48,10 +48,13 @@ class Scorer(Protocol):
         keys: (N, J) float64, the key points, N ≥ 1.
         rounding: how much a difference of relative distances may change with the company a row is read in, in
             units of the epsilon of the backbone's numbers.
+        penalties: (N,) float64, −2 log π_n, the part of each key's relative distances and threshold that is
+            its prior's; None without priors.
         runoff: decides between the two nearest tasks where both claim a row; None in a form without.
     """
 
     rounding: float
+    penalties: Float[Tensor, " N"] | None
     runoff: Runoff | None
     tasks: Int[Tensor, " N"]
     increments: Int[Tensor, " N"]
@@ -137,9 +140,9 @@ class GaussianScorer:
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
         self.keys = self._means = space.points(torch.cat([task.means for task in tasks]))
-        self._penalties = None if log_priors is None else -2 * log_priors
-        if self._penalties is not None:
-            self.keys = torch.cat([self._means, self._penalties.sqrt()[:, None]], dim=1)
+        self.penalties = None if log_priors is None else -2 * log_priors
+        if self.penalties is not None:
+            self.keys = torch.cat([self._means, self.penalties.sqrt()[:, None]], dim=1)
         self._learned = tasks
         self._first_keys = (counts.cumsum(0) - counts).tolist()
         self._rate = false_refusal_rate
@@ -150,7 +153,7 @@ class GaussianScorer:
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Y = Wᵀ (q − μ_0) of each row, (B, J) float64; with priors a coordinate of zero follows."""
         points = self.space.points(queries)
-        return points if self._penalties is None else torch.nn.functional.pad(points, (0, 1))
+        return points if self.penalties is None else torch.nn.functional.pad(points, (0, 1))
 
     def relative_distances(
         self, points: Float[Tensor, "B J"], squared: Float[Tensor, "B M"]
@@ -175,7 +178,7 @@ class GaussianScorer:
                 self._limits[task] = self._task_limits(task)
             found.append(self._limits[task][key - self._first_keys[task]])
         limits = torch.tensor(found, dtype=torch.float64).reshape(keys.shape)
-        return limits if self._penalties is None else limits + self._penalties[keys]
+        return limits if self.penalties is None else limits + self.penalties[keys]
 
     def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
         """Softmax of the log-densities −r_n / 2 over the temperature, (B, M) float64."""
