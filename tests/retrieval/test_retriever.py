@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.config import RetrievalConfig
+from slm.config import CosineConfig, RetrievalConfig
 from slm.retrieval.index import all_distances
 from slm.retrieval.keys import TaskKeys, learn_keys, shrink, unpack
 from slm.retrieval.retriever import Retriever
@@ -126,6 +126,66 @@ def test_a_row_near_its_threshold_is_read_by_itself(five):
     found = retriever(torch.cat([outside, key[None].float()]), lambda _: inside[0])
     assert retriever(outside).is_abstained[0]
     assert not found.is_abstained.any()
+
+
+def last_before(changes, low: float, high: float) -> tuple[float, float]:
+    """The two ends of a tiny interval in which what holds at ``low`` stops holding."""
+    for _ in range(45):
+        middle = (low + high) / 2
+        low, high = (low, middle) if changes(middle) else (middle, high)
+    return low, high
+
+
+@pytest.mark.parametrize("form", ["gaussian", "cosine"])
+def test_a_row_is_read_by_itself_where_a_weight_is_nearly_dropped(five, form):
+    two, config = five[:2], RetrievalConfig(is_abstaining=False, has_runoff=False)
+    if form == "cosine":
+        two = [dataclasses.replace(task, increments=torch.zeros(1, dtype=torch.long)) for task in two]
+        config = RetrievalConfig(
+            form="cosine", cosine=CosineConfig(num_groups=1), is_abstaining=False, min_weight=0.3
+        )
+    retriever = Retriever(two, sum(t.scatter.double() for t in two), config, epsilon=1e-3)
+    one, other = (task.means[0] for task in two)
+
+    def at(share: float) -> torch.Tensor:
+        return ((1 - share) * one + share * other)[None].float()
+
+    apart, both = last_before(lambda share: float(retriever(at(share)).weights.amin()) > 0, 0.0, 0.5)
+    alone, together = at(both + 1e-5), torch.cat([at(apart - 1e-5), one[None].float()])
+    assert float(retriever(together).weights[0].amin()) == 0
+    asked: list[int] = []
+    found = retriever(together, lambda row: (asked.append(row), alone[0])[1])
+    assert asked == [0]
+    assert torch.equal(found.weights[0], retriever(alone).weights[0])
+
+
+def test_a_row_is_read_by_itself_where_two_keys_would_nearly_be_the_last_kept():
+    axes, own = 3 * torch.eye(NUM_CHANNELS).double(), torch.zeros(200, dtype=torch.long)
+    rows = torch.randn(200, NUM_CHANNELS, generator=torch.Generator().manual_seed(0)).double()
+    tasks = [learn_keys(rows - rows.mean(0) + axes[i], own) for i in range(3)]
+    settings = RetrievalConfig(is_abstaining=False, has_runoff=False, temperature=50.0)
+    retriever = Retriever(tasks, sum(t.scatter.double() for t in tasks), settings, epsilon=1e-3)
+
+    def at(share: float) -> torch.Tensor:
+        return (1.5 * axes[0] + (1 - share) * axes[1] + share * axes[2])[None].float()
+
+    second, third = last_before(lambda share: retriever(at(share)).tasks[0, 1] == 2, 0.0, 1.0)
+    alone, together = at(third + 1e-5), torch.cat([at(second - 1e-5), at(0.0)])
+    asked: list[int] = []
+    found = retriever(together, lambda row: (asked.append(row), alone[0])[1])
+    assert asked == [0]
+    assert found.tasks.tolist() == [[0, 2], [0, 1]]
+
+
+def test_a_refused_row_is_not_read_again_for_weights_it_does_not_get(five):
+    queries = torch.cat([rows_of(task, 300, seed=3) for task in range(5)]) + 0.4
+    plain, mixing = (
+        retriever_of(five, top_k=top_k, has_runoff=False, false_refusal_rate=0.3)(queries) for top_k in (1, 3)
+    )
+    refused = plain.is_abstained
+    assert 100 < int(refused.sum()) < 1400
+    assert torch.equal(mixing.margins[refused], plain.margins[refused])
+    assert bool((mixing.margins[~refused] < plain.margins[~refused]).any())
 
 
 @settings(max_examples=20, deadline=None)

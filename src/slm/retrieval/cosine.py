@@ -244,3 +244,12 @@ class CosineScorer:
         nearest = functional.one_hot(distances.argmin(1), distances.shape[1]).to(powers.dtype)
         powers = torch.where((likeness > 0).any(1, keepdim=True), powers, nearest)
         return powers / powers.sum(1, keepdim=True)
+
+    def share_margins(
+        self, distances: Float[Tensor, "B K"], share: float, temperature: float
+    ) -> Float[Tensor, "B K"]:
+        """|s_n − (share / (1 − share) · Σ_others s^(1/T))^T| of similarities s, those below 0 being 0."""
+        likeness = (1 - distances).clamp_min(0.0)
+        powers = likeness ** (1 / temperature)
+        others = powers.sum(1, keepdim=True) - powers
+        return (likeness - (share / (1 - share) * others) ** temperature).abs()

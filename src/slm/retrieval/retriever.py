@@ -41,7 +41,7 @@ class Retrieved:
         thresholds: (B,) float32, largest relative distance of the row's nearest key that is not refused;
             infinite where the retriever never abstains.
         margins: (B,) float32, smallest change of a difference of distances that could make another key the
-            nearest, bring others into the runoff, or have the row refused or not.
+            nearest, bring others into the runoff, have the row refused or not, or keep or drop another key.
         owners: (N,) int64, the task of each key.
         is_contested: (B,) bool, whether the two nearest tasks both claimed the row and a runoff decided.
         is_abstained: (B,) bool, whether the row belongs to no task of the store.
@@ -166,16 +166,18 @@ class Retriever:
             candidates = candidates.gather(1, order)
         if distances.shape[1] > 1:
             margins = torch.minimum(margins, distances[:, 1] - distances[:, 0])
-        weights = scorer.weigh(distances[:, : config.top_k], config.sharpness)
-        is_small = weights < config.min_weight
+        shares = scorer.weigh(distances[:, : config.top_k], config.sharpness)
+        is_small = shares < config.min_weight
         is_small[:, 0] = False  # of many equal ones the nearest stays
-        weights = torch.where(is_small, 0.0, weights)
+        weights = torch.where(is_small, 0.0, shares)
         weights = weights / weights.sum(1, keepdim=True)
         keys = candidates[:, : config.top_k]
         thresholds = torch.full((len(points),), torch.inf, dtype=torch.float64)
         if config.is_abstaining:
             thresholds = scorer.thresholds(candidates[:, 0]) + owed
         beyond = distances[:, 0] - thresholds
+        mixing = torch.where(beyond > 0, torch.inf, self._mixing_margins(distances, shares))
+        margins = torch.minimum(torch.minimum(margins, mixing), beyond.abs())
         return Retrieved(
             tasks=scorer.tasks[keys],
             increments=scorer.increments[keys],
@@ -184,11 +186,30 @@ class Retriever:
             posterior=scorer.weigh(distances, config.sharpness).to(torch.float32),
             distances=distances.to(torch.float32),
             thresholds=thresholds.to(torch.float32),
-            margins=torch.minimum(margins, beyond.abs()).to(torch.float32),
+            margins=margins.to(torch.float32),
             owners=scorer.tasks,
             is_contested=is_contested,
             is_abstained=beyond > 0,
         )
+
+    def _mixing_margins(self, distances: Float[Tensor, "B M"], shares: Float[Tensor, "B K"]) -> Tensor:
+        """Smallest change of a difference of distances that keeps or drops another key, (B,) float64.
+
+        Which key is the K-th matters only where its share is not dropped anyway.
+
+        Args:
+            distances: (B, M) float64, smallest first.
+            shares: (B, K) float64, of the first K, before the small ones are dropped.
+        """
+        least, num_kept = self.config.min_weight, shares.shape[1]
+        margins = distances.new_full((len(distances),), torch.inf)
+        if least > 0 and num_kept > 1:
+            away = self.scorer.share_margins(distances[:, :num_kept], least, self.config.sharpness)
+            margins = away[:, 1:].amin(1)
+        if distances.shape[1] > num_kept:
+            gap = distances[:, num_kept] - distances[:, num_kept - 1]
+            margins = torch.minimum(margins, gap.where(shares[:, -1] >= least, torch.inf))
+        return margins
 
     def task_distances(self, queries: Float[Tensor, "B C"]) -> TaskDistances:
         """Every task's nearest key, exact for any number of keys; scores all of them, which is slow for many.

@@ -23,6 +23,7 @@ that task's scatter alone, so fitting reads no scatter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,6 +86,18 @@ class Scorer(Protocol):
         Args:
             distances: (B, M) float64; the smallest gets the largest weight.
             temperature: 1 is the form's own division; smaller sharpens, larger levels.
+        """
+        ...
+
+    def share_margins(
+        self, distances: Float[Tensor, "B K"], share: float, temperature: float
+    ) -> Float[Tensor, "B K"]:
+        """By how much each distance, the others staying, is off the one that has just this share.
+
+        Args:
+            distances: (B, K) float64.
+            share: above 0, below 1.
+            temperature: as in :meth:`weigh`.
         """
         ...
 
@@ -183,6 +196,13 @@ class GaussianScorer:
     def weigh(self, distances: Float[Tensor, "B M"], temperature: float) -> Float[Tensor, "B M"]:
         """Softmax of the log-densities −r_n / 2 over the temperature, (B, M) float64."""
         return (-distances / 2 / temperature).softmax(1)
+
+    def share_margins(
+        self, distances: Float[Tensor, "B K"], share: float, temperature: float
+    ) -> Float[Tensor, "B K"]:
+        """2T · |logit w − logit share| at the temperature T, (B, K) float64."""
+        logits = self.weigh(distances, temperature).logit()
+        return 2 * temperature * (logits - math.log(share / (1 - share))).abs()
 
     def _task_limits(self, number: int) -> list[float]:
         """Thresholds of the keys of one task."""
