@@ -249,6 +249,14 @@ def test_thresholds_reach_farther_where_single_words_are_read_after_a_deep_layer
     torch.testing.assert_close(ends.distances, split.distances)
 
 
+def test_thresholds_of_a_sentence_extractor_do_not_follow_a_pooling_it_has_not(five):
+    queries = rows_of(1, 40, seed=3)
+    mean, ends = (
+        retriever_of(five, extractor="sentence", pooling=p)(queries).thresholds for p in ("mean", "ends")
+    )
+    assert torch.equal(mean, ends)
+
+
 def test_outsiders_are_refused_and_can_be_let_in(five):
     outside = torch.full((3, NUM_CHANNELS), 60.0)
     refused = retriever_of(five)(outside)

@@ -115,7 +115,8 @@ class Retriever:
         if config.form == "cosine":
             self.scorer = CosineScorer(tasks, config.cosine.num_groups, rate)
         else:
-            has_priors, stretch = config.prior == "size", STRETCHES.get(config.pooling or "", 1.0)
+            has_priors, pooling = config.prior == "size", config.pooling or ""
+            stretch = STRETCHES.get(pooling, 1.0) if config.extractor == "backbone" else 1.0
             if stretch != 1.0:
                 tasks = [replace(task, scales=task.scales * stretch) for task in tasks]
             self.scorer = fit_scorer(
