@@ -319,8 +319,11 @@ def test_two_tasks_with_the_same_rows_do_not_break_the_decision():
     )
 
 
-def test_tasks_that_nothing_tells_apart_still_refuse_outsiders():
-    twins = [keys_of(0), keys_of(0)]
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_tasks_that_nothing_tells_apart_still_refuse_outsiders(rounding):
+    rows = rows_of(0).double()
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)) * rounding
+    twins = [learn_keys(own, torch.zeros(200, dtype=torch.long)) for own in (rows, rows * (1 + noise))]
     inside, outside = (
         retriever_of(twins)(rows_of(0, 200, seed=8)),
         retriever_of(twins)(torch.full((5, 8), 60.0)),

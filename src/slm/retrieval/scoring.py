@@ -36,7 +36,7 @@ from torch import Tensor
 from slm.retrieval.background import Background
 from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
 from slm.retrieval.runoff import Runoff
-from slm.retrieval.space import GaussianSpace, fit_space
+from slm.retrieval.space import FLAT, GaussianSpace, fit_space
 
 
 @runtime_checkable
@@ -100,10 +100,6 @@ class Scorer(Protocol):
             temperature: as in :meth:`weigh`.
         """
         ...
-
-
-_FLAT = 1e-6
-"""s_j² below which keys do not differ in a direction, for all that rows can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +242,7 @@ class GaussianScorer:
         if not space.is_plain:
             squares = 1 / space.shares - 1
             slopes = space.weights[own, None] * keys / squares
-            slopes = torch.where(squares > _FLAT, slopes, 0.0)
+            slopes = torch.where(squares > FLAT, slopes, 0.0)
             errors = g * stretch / task.counts.clamp_min(1)[:, None]
             lengths = (slopes * slopes).sum(1, keepdim=True).clamp_min(1e-300)
             keys = keys - torch.minimum(errors, 1 / lengths) * slopes

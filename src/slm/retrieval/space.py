@@ -19,6 +19,9 @@ little, more widens Σ where there are enough (``docs/log.md``)."""
 _SAME = 1e-9
 """Whitened distance between keys below which they count as one place."""
 
+FLAT = 1e-6
+"""s_j² below which keys do not differ in a direction, for all that rows can tell."""
+
 
 @dataclass(frozen=True, slots=True)
 class GaussianSpace:
@@ -82,7 +85,7 @@ def fit_space(
     factor = torch.linalg.cholesky(covariance)
     centre = (shares[:, None] * means).sum(0)
     directions, squares = _directions(means - centre, shares, factor)
-    is_plain = (len(tasks) == 1 and background is None) or not len(squares)
+    is_plain = (len(tasks) == 1 and background is None) or not bool((squares > FLAT).any())
     if is_plain:  # no whole to be relative to
         directions = torch.eye(num_channels, dtype=torch.float64)
     return GaussianSpace(
