@@ -7,6 +7,7 @@ import torch
 
 from slm.config import RetrievalConfig
 from slm.retrieval.background import background_texts, learn_background
+from slm.retrieval.index import all_distances
 from slm.retrieval.keys import learn_keys
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.scoring import GaussianScorer, fit_scorer
@@ -115,3 +116,25 @@ def test_a_background_that_is_the_task_itself_tells_nothing():
     assert isinstance(scorer, GaussianScorer)
     assert scorer.space.is_plain
     assert torch.isfinite(scorer.thresholds(torch.tensor([0]))).all()
+
+
+@pytest.mark.parametrize("num_others", [0, 2])
+def test_a_task_taught_twice_tightens_no_limit_and_moves_no_distance(num_others):
+    world = World(30, 1 + num_others)
+    rows = world.rows(0, 30)
+    again = learn_keys(rows.flip(0), torch.zeros(30, dtype=torch.long))
+    tasks = [learn_keys(rows, torch.zeros(30, dtype=torch.long)), *world.tasks[1:]]
+    once = fit_scorer(tasks, sum(t.scatter.double() for t in tasks), 0.01, background=world.background)
+    tasks = [*tasks, again]
+    twice = fit_scorer(tasks, sum(t.scatter.double() for t in tasks), 0.01, background=world.background)
+    limits = twice.thresholds(torch.arange(len(tasks)))
+    torch.testing.assert_close(
+        limits[:-1], once.thresholds(torch.arange(len(tasks) - 1)), rtol=1e-4, atol=1e-4
+    )
+    assert float(limits[-1]) == pytest.approx(float(limits[0]), rel=0.1)  # its τ by other parts of the rows
+    new = world.rows(0, 50)
+    assert twice.space.num_rows == once.space.num_rows
+    one, two = (
+        s.relative_distances(s.points(new), all_distances(s.points(new), s.keys))[:, 0] for s in (once, twice)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
