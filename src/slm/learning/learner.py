@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ def learn_task(
         **({"key_history": dataclasses.asdict(prepared.history)} if prepared.history else {}),
     }
     _commit(model, task, prepared.keys, learnable, metadata)
+    _remove_checkpoints(apart)
     is_encoder = model.backbone.kind is BackboneKind.ENCODER
     return LearningReport(
         task=task.name,
@@ -192,6 +194,12 @@ def _commit(
         knowledge = TaskKnowledge(keys, increments, learnable.head_tensors())
         model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge, metadata)
     processes.wait_for_everyone()
+
+
+def _remove_checkpoints(config: LearningConfig) -> None:
+    """What is committed is not to be resumed: learned again, it would go on beyond its early stop."""
+    if config.checkpoint_folder is not None and PartialState().is_main_process:
+        shutil.rmtree(config.checkpoint_folder, ignore_errors=True)
 
 
 def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
@@ -313,9 +321,11 @@ def _with_own_checkpoints(
 
 
 def _assign(queries: Tensor, task: Task, num_keys: int | None, seed: int) -> Tensor:
-    """The key of each row, (B,) int64: one per label, or k-means clusters."""
+    """The key of each row, (B,) int64: one per label that occurs, or k-means clusters."""
     if num_keys is None and task.labels:
-        return torch.tensor([task.labels.index(e.target or "") for e in task.examples])
+        numbers = torch.tensor([task.labels.index(e.target or "") for e in task.examples])
+        occurring: Tensor = torch.unique(numbers, return_inverse=True)[1]
+        return occurring
     return cluster(queries, num_keys or 1, seed)
 
 
