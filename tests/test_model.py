@@ -311,3 +311,8 @@ def test_a_used_folder_is_refused_before_the_backbone_is_looked_for(tmp_path):
     with pytest.raises(BackboneError):
         ScalableLM.create(tmp_path / "new", "no/such-backbone")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_batch_of_no_rows_is_refused(encoder):
+    with pytest.raises(ConfigError, match=r"^batch_size must be at least 1, got 0$"):
+        encoder.ask(["hello"], batch_size=0)

@@ -163,7 +163,7 @@ class RetrievalConfig(CheckedConfig):
     vector index from the number of keys on where it wins."""
 
     @property
-    def sharpness(self) -> float:
+    def settled_temperature(self) -> float:
         """The temperature in use."""
         if self.temperature is not None:
             return self.temperature

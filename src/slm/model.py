@@ -22,7 +22,7 @@ from slm.backbone.merge import unmerge
 from slm.backbone.prompts import Batch, Prompt
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config, DecodingConfig
-from slm.errors import BackboneError, StoreError, TaskError
+from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
 from slm.extractor import Extractor, words_of
 from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
@@ -274,8 +274,10 @@ class ScalableLM:
 
         Raises:
             DataError: a question is empty or too long; the message gives its number.
-            ConfigError: the answer would not fit into the backbone's window.
+            ConfigError: the answer would not fit into the backbone's window, or ``batch_size`` is below 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
         rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
         self.backbone.check_room(rows, max_new_tokens)

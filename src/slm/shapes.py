@@ -17,5 +17,3 @@
 jaxtyping annotations such as ``Float[Tensor, "B C"]`` are documentation at run time and are checked
 in the test suite only (pytest installs jaxtyping's import hook, see ``tests/conftest.py``).
 """
-
-AXES = ("B", "T", "C", "N", "J", "M", "K", "U", "L", "R", "I", "O", "Y")

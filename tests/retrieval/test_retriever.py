@@ -330,3 +330,22 @@ def test_tasks_that_nothing_tells_apart_still_refuse_outsiders(rounding):
     )
     assert float(inside.is_abstained.float().mean()) <= 0.05
     assert outside.is_abstained.all()
+
+
+@pytest.mark.parametrize("is_abstaining", [True, False])
+def test_a_query_that_is_no_number_is_refused(five, is_abstaining):
+    queries = torch.cat([torch.full((1, NUM_CHANNELS), float("nan")), five[1].means.float()])
+    retriever = retriever_of(five, is_abstaining=is_abstaining)
+    found = retriever(queries)
+    assert found.is_abstained.tolist() == [True, False]
+    assert found.weights[0].tolist() == [0.0, 0.0]
+    retriever.task_distances(queries)
+
+
+def test_a_retriever_that_never_abstains_shows_no_threshold_and_reads_no_scatter(five):
+    def load(number: int) -> torch.Tensor:
+        raise AssertionError(f"the scatter of task {number} was read")
+
+    config = RetrievalConfig(is_abstaining=False, has_runoff=False)
+    seen = Retriever(five, sum(t.scatter.double() for t in five), config, load).task_distances(five[0].means)
+    assert torch.isinf(seen.thresholds).all()

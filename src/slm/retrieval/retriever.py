@@ -72,7 +72,8 @@ class TaskDistances:
     Attributes:
         distances: (B, t) float32, relative distance of the task's nearest key (method section 2d), after the
             runoff.
-        thresholds: (B, t) float32, largest relative distance of that key that is not refused.
+        thresholds: (B, t) float32, largest relative distance of that key that is not refused; infinite where
+            the retriever never abstains.
         probabilities: (B, t) float32, the task's share in the weights over all keys.
     """
 
@@ -167,7 +168,7 @@ class Retriever:
             candidates = candidates.gather(1, order)
         if distances.shape[1] > 1:
             margins = torch.minimum(margins, distances[:, 1] - distances[:, 0])
-        shares = scorer.weigh(distances[:, : config.top_k], config.sharpness)
+        shares = scorer.weigh(distances[:, : config.top_k], config.settled_temperature)
         is_small = shares < config.min_weight
         is_small[:, 0] = False  # of many equal ones the nearest stays
         weights = torch.where(is_small, 0.0, shares)
@@ -177,20 +178,21 @@ class Retriever:
         if config.is_abstaining:
             thresholds = scorer.thresholds(candidates[:, 0]) + owed
         beyond = distances[:, 0] - thresholds
-        mixing = torch.where(beyond > 0, torch.inf, self._mixing_margins(distances, shares))
+        is_abstained = ~(beyond <= 0)  # a query that is not a number belongs to no task
+        mixing = torch.where(is_abstained, torch.inf, self._mixing_margins(distances, shares))
         margins = torch.minimum(torch.minimum(margins, mixing), beyond.abs())
         return Retrieved(
             tasks=scorer.tasks[keys],
             increments=scorer.increments[keys],
-            weights=torch.where((beyond > 0)[:, None], 0.0, weights).to(torch.float32),
+            weights=torch.where(is_abstained[:, None], 0.0, weights).to(torch.float32),
             candidates=candidates,
-            posterior=scorer.weigh(distances, config.sharpness).to(torch.float32),
+            posterior=scorer.weigh(distances, config.settled_temperature).to(torch.float32),
             distances=distances.to(torch.float32),
             thresholds=thresholds.to(torch.float32),
             margins=margins.to(torch.float32),
             owners=scorer.tasks,
             is_contested=is_contested,
-            is_abstained=beyond > 0,
+            is_abstained=is_abstained,
         )
 
     def _mixing_margins(self, distances: Float[Tensor, "B M"], shares: Float[Tensor, "B K"]) -> Tensor:
@@ -205,7 +207,7 @@ class Retriever:
         least, num_kept = self.config.min_weight, shares.shape[1]
         margins = distances.new_full((len(distances),), torch.inf)
         if least > 0 and num_kept > 1:
-            away = self.scorer.share_margins(distances[:, :num_kept], least, self.config.sharpness)
+            away = self.scorer.share_margins(distances[:, :num_kept], least, self.config.settled_temperature)
             margins = away[:, 1:].amin(1)
         if distances.shape[1] > num_kept:
             gap = distances[:, num_kept] - distances[:, num_kept - 1]
@@ -232,8 +234,11 @@ class Retriever:
         best.scatter_reduce_(1, owners, distances, "amin")
         places = torch.arange(num_keys).where(distances == best.gather(1, owners), num_keys)
         nearest = torch.full((len(points), num_tasks), num_keys).scatter_reduce_(1, owners, places, "amin")
-        shares = scorer.weigh(distances, self.config.sharpness)
-        thresholds = scorer.thresholds(nearest).scatter_add_(1, best.argmin(1, keepdim=True), owed[:, None])
+        shares = scorer.weigh(distances, self.config.settled_temperature)
+        thresholds = torch.full_like(best, torch.inf)
+        if self.config.is_abstaining:
+            limits = scorer.thresholds(nearest.clamp_max(num_keys - 1))  # a row that is not a number has none
+            thresholds = limits.scatter_add_(1, best.argmin(1, keepdim=True), owed[:, None])
         return TaskDistances(
             distances=best.to(torch.float32),
             thresholds=thresholds.to(torch.float32),

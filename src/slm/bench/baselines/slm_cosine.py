@@ -92,7 +92,7 @@ class SlmCosineVoting(SlmCosine):
         shared = similarities(queries, scorer.keys, config.cosine.num_groups).mean(0, keepdim=True)
         best = shared.topk(min(config.top_k, shared.shape[1]), dim=1)
         keys, distances = best.indices.expand(len(queries), -1), 1 - best.values
-        weights = scorer.weigh(distances, config.sharpness).float().expand(len(queries), -1)
+        weights = scorer.weigh(distances, config.settled_temperature).float().expand(len(queries), -1)
         return Retrieved(
             tasks=scorer.tasks[keys],
             increments=scorer.increments[keys],
