@@ -138,3 +138,14 @@ def test_a_task_taught_twice_tightens_no_limit_and_moves_no_distance(num_others)
         s.relative_distances(s.points(new), all_distances(s.points(new), s.keys))[:, 0] for s in (once, twice)
     )
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+
+
+def test_a_task_of_equal_texts_lets_that_text_in():
+    world = World(60, 3)
+    text = world.rows(0, 1)
+    tasks = [learn_keys(text.repeat(50, 1), torch.zeros(50, dtype=torch.long)), *world.tasks[1:]]
+    total = sum(t.scatter.double() for t in tasks)
+    retriever = Retriever(tasks, total, RetrievalConfig(), background=world.background)
+    noise = torch.randn(200, NUM_CHANNELS, generator=torch.Generator().manual_seed(0)) * 1e-7
+    assert refused(retriever, text * (1 + noise)) == 0
+    assert refused(retriever, world.strangers(200)) > 0.9

@@ -121,7 +121,13 @@ class Retriever:
             if stretch != 1.0:
                 tasks = [replace(task, scales=task.scales * stretch) for task in tasks]
             self.scorer = fit_scorer(
-                tasks, scatter_sum, rate, load_scatter, has_priors=has_priors, background=background
+                tasks,
+                scatter_sum,
+                rate,
+                load_scatter,
+                has_priors=has_priors,
+                background=background,
+                epsilon=epsilon,
             )
         self._runoff = self.scorer.runoff if config.has_runoff else None
         self.index = build_index(self.scorer.keys, config, device)

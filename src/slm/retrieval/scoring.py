@@ -144,8 +144,10 @@ class GaussianScorer:
         false_refusal_rate: float,
         load_scatter: LoadScatter,
         log_priors: Float[Tensor, " N"] | None = None,
+        epsilon: float = torch.finfo(torch.float32).eps,
     ) -> None:
         self.space = space
+        self._least_reach = self.rounding * epsilon
         counts = torch.tensor([task.num_keys for task in tasks])
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
@@ -208,10 +210,13 @@ class GaussianScorer:
             return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
         law = self.law(number)
         own = self._means[self._own_keys(number)]
-        return [
+        limits = [
             _tail(key, centre - key, space.shares, law.spread, task.scales, self._rate)
             for key, centre in zip(own, law.centres, strict=True)
         ]
+        at_keys = -(own * own * space.shares).sum(1)  # r of each key itself
+        # Of a task of equal texts the law leaves nothing but the key, and rounding would refuse these texts.
+        return [max(h, r + self._least_reach) for h, r in zip(limits, at_keys.tolist(), strict=True)]
 
     def law(self, number: int, axes: Float[Tensor, "J A"] | None = None) -> RowLaw:
         """How rows of a task that its key was not learned from should lie (method section 2d).
@@ -281,6 +286,7 @@ def fit_scorer(
     *,
     has_priors: bool = False,
     background: Background | None = None,
+    epsilon: float = torch.finfo(torch.float32).eps,
 ) -> GaussianScorer:
     """Fit the scorer to the tasks of a store.
 
@@ -292,6 +298,8 @@ def fit_scorer(
             task was learned from the same rows as an earlier one.
         has_priors: whether π_n is the key's share of all rows, instead of the same for all keys.
         background: of texts of all kinds.
+        epsilon: of the numbers that the backbone computes with; no threshold is nearer to its key than they
+            can tell.
     """
     load = load_scatter or (lambda i: tasks[i].scatter)
     space = _fit_distinct(tasks, scatter_sum, load, background)
@@ -299,7 +307,7 @@ def fit_scorer(
     if has_priors:
         counts = torch.cat([task.counts for task in tasks]).to(torch.float64)
         log_priors = (counts / counts.sum()).log()
-    return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors)
+    return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors, epsilon)
 
 
 def _fit_distinct(
