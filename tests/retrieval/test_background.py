@@ -8,7 +8,7 @@ import torch
 from slm.config import RetrievalConfig
 from slm.retrieval.background import background_texts, learn_background
 from slm.retrieval.index import all_distances
-from slm.retrieval.keys import learn_keys
+from slm.retrieval.keys import learn_keys, shrink, unpack
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.scoring import GaussianScorer, fit_scorer
 
@@ -148,4 +148,14 @@ def test_a_task_of_equal_texts_lets_that_text_in():
     retriever = Retriever(tasks, total, RetrievalConfig(), background=world.background)
     noise = torch.randn(200, NUM_CHANNELS, generator=torch.Generator().manual_seed(0)) * 1e-7
     assert refused(retriever, text * (1 + noise)) == 0
-    assert refused(retriever, world.strangers(200)) > 0.9
+    found = retriever(torch.cat([world.rows(0, 200), world.strangers(200)]).float())
+    assert int((found.nearest == 0).sum()) > 20
+    assert found.is_abstained[found.nearest == 0].all()
+
+
+def test_a_text_of_the_background_counts_for_a_quarter_of_a_row():
+    world = World(60, 2)
+    space = fit_scorer(world.tasks, world.total, 0.01, background=world.background).space
+    scatter = unpack(world.total, NUM_CHANNELS) + unpack(world.background.scatter, NUM_CHANNELS) / 4
+    assert space.num_rows == 120 + 200 / 4
+    torch.testing.assert_close(space.covariance, shrink(scatter / 170, 170.0)[0])

@@ -7,7 +7,15 @@ import torch
 from sklearn.covariance import OAS
 
 from slm.errors import DataError
-from slm.retrieval.keys import cluster, learn_keys, leave_one_out_distances, pack, shrink, unpack
+from slm.retrieval.keys import (
+    cluster,
+    learn_keys,
+    leave_one_out_distances,
+    left_part_out_distances,
+    pack,
+    shrink,
+    unpack,
+)
 
 
 def some_queries(num_rows: int = 40, num_channels: int = 6, seed: int = 0) -> torch.Tensor:
@@ -88,3 +96,23 @@ def test_clusters_are_found_and_never_more_than_distinct_rows():
     assert len(set(assignments[:10].tolist())) == len(set(assignments[10:].tolist())) == 1
     assert assignments[0] != assignments[10]
     assert cluster(torch.ones(8, 3), 4, seed=0).tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("num_rows", [10.0, 40.0, 400.0])
+def test_shrinkage_is_equation_23_of_chen_and_others(num_rows):
+    x = some_queries().double()
+    covariance = x.T @ x / len(x)
+    trace, square = covariance.trace(), (covariance @ covariance).trace()
+    above = (1 - 2 / 6) * square + trace**2
+    below = (num_rows + 1 - 2 / 6) * (square - trace**2 / 6)
+    found, rho = shrink(covariance, num_rows)
+    assert rho == pytest.approx(min(1.0, float(above / below)), rel=1e-12)
+    torch.testing.assert_close(found, (1 - rho) * covariance + rho * trace / 6 * torch.eye(6))
+
+
+@pytest.mark.parametrize(("num_each", "is_measured"), [(3, False), (4, True)])
+def test_a_part_is_measured_against_eight_rows_and_no_fewer(num_each, is_measured):
+    rows = some_queries(3 * num_each).double() + 100 * torch.arange(3).repeat_interleave(num_each)[:, None]
+    fallback = torch.full((len(rows),), -1.0, dtype=torch.float64)
+    found = left_part_out_distances(rows, torch.zeros(len(rows), dtype=torch.long), fallback)
+    assert bool((found >= 0).all()) == bool((found >= 0).any()) == is_measured

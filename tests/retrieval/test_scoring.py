@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from scipy.stats import chi2
 
 from slm.config import RetrievalConfig
 from slm.retrieval.index import all_distances
 from slm.retrieval.keys import TaskKeys, learn_keys, shrink, unpack
 from slm.retrieval.retriever import Retriever
-from slm.retrieval.scoring import GaussianScorer, Scorer, fit_scorer
+from slm.retrieval.scoring import GaussianScorer, Scorer, _tail, fit_scorer
 
 NUM_CHANNELS = 10
 
@@ -123,3 +124,30 @@ def test_thresholds_keep_the_shape_of_the_key_numbers():
     found = scorer.thresholds(numbers)
     assert found.shape == (2, 3)
     assert torch.equal(found.flatten(), scorer.thresholds(torch.arange(6))[numbers.flatten()])
+
+
+@pytest.mark.parametrize("num_directions", [1, 3, 20])
+def test_the_tail_of_a_sum_of_squares_is_chi_squares(num_directions):
+    zero, eye = torch.zeros(num_directions).double(), torch.eye(num_directions).double()
+    for rate in (0.001, 0.01, 0.3):
+        found = _tail(zero, zero, zero, eye, torch.ones(33).double(), rate)
+        assert found == pytest.approx(float(chi2.isf(rate, num_directions)), rel=1e-6)
+
+
+def test_the_law_lengthens_rows_as_leaving_them_out_does():
+    x = torch.randn(14, NUM_CHANNELS, generator=torch.Generator().manual_seed(5)).double()
+    x *= 10 ** torch.linspace(0, -2, NUM_CHANNELS)  # little is left to shrinkage
+    tasks = [learn_keys(x, torch.zeros(14, dtype=torch.long)), learn_keys(x + 0.1, torch.arange(14) * 0)]
+    tasks[1] = dataclasses.replace(tasks[1], counts=torch.tensor([2]), scatter=tasks[1].scatter * 0)
+    scorer = fit_scorer(tasks, tasks[0].scatter.double(), 0.01)
+    space, key = scorer.space, x.mean(0)
+    seen = left = 0.0
+    for row in x:
+        away = (row - key) * 14 / 13
+        rest = space.covariance - (1 - space.rho) / space.num_rows * 13 / 14 * torch.outer(away, away)
+        direction = space.covariance @ space.projection[:, 0]
+        seen += float(direction @ torch.linalg.solve(space.covariance, row - key)) ** 2 / 14
+        left += float(direction @ torch.linalg.solve(rest, away)) ** 2 / 14
+    spread = scorer.law(0).spread[0, 0]
+    assert left > 1.5 * seen
+    assert float(spread) == pytest.approx(left, rel=0.25)
