@@ -79,15 +79,15 @@ def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[st
         return [{"is_abstained": True, "is_contested": False, "candidates": []} for _ in texts]
     retrieved = desk.engine.model.decide(known.retriever, texts)
     thresholds = retrieved.thresholds.tolist()
-    all_thresholds = known.retriever.scorer.thresholds(retrieved.candidates.flatten())
-    limits = all_thresholds.view(retrieved.candidates.shape).tolist()
+    limits = known.retriever.scorer.thresholds(retrieved.candidates)
+    limits[:, 0] = retrieved.thresholds  # the winner's, after the runoff
     found = []
     for row in range(len(texts)):
         candidates = []
         for column, key in enumerate(retrieved.candidates[row].tolist()):
             record = known.records[int(retrieved.owners[key])]
             kept = column < retrieved.weights.shape[1]
-            limit = limits[row][column]
+            limit = float(limits[row, column])
             candidates.append(
                 {
                     "task": record.name,
