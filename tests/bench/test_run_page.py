@@ -64,6 +64,7 @@ def cell(method, order, scores, *, seed=0, per_label=None, confusion=None, drift
         "confusion": confusion,
         "num_refused": [1] + [0] * (len(tasks) - 1),
         "drift": drift,
+        "settings": {},
         "environment": {"commit": "c" * 40, "device": "cpu"},
         "time_s": 3.0,
         **flags,
