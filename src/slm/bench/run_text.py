@@ -237,8 +237,8 @@ def notes(run: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
     other = Counter(r["title"] for r in results if r.get("digest", run["digest"]) != run["digest"])
     if other:
         found.append(
-            "Of another digest than run.json's, whose settings or whose commit's way of summing them up differ, "
-            f"are {_counted(other, len(results))}."
+            "Of another digest than run.json's, whose settings or whose commit's way of summing them up "
+            f"differ, are {_counted(other, len(results))}."
         )
     if apart := _apart_from_oracle(results):
         found.append(
