@@ -90,6 +90,7 @@ def test_a_text_model_inside_another_is_read_like_any_other(family, backbone, fo
 
 @pytest.mark.parametrize("family", list(DEEPER))
 def test_a_decoder_deeper_than_the_encoder_writes_as_any_other(backbone):
+    assert backbone.model.config.num_decoder_layers > backbone.model.config.num_layers
     floats.test_labels_are_scored_as_each_text_run_alone(backbone)
     floats.test_writing_with_the_cache_equals_writing_without(backbone)
     floats.test_samples_of_a_row_keep_its_mixture(backbone)

@@ -135,6 +135,7 @@ def test_ask_says_that_it_abstained(slm, store):
     strange = "xylem 4711 §§ quark-gluon plasma; SELECT * FROM t WHERE id = 7"
     two = slm("ask", store, strange, GOOD[0])
     assert two.out.splitlines()[:2] == [strange, "abstained: this belongs to no learned task"]
+    assert two.out.splitlines()[-1] == "slm explain shows why, --task NAME answers all the same"
     assert document(slm("ask", store, strange, "--json"))[0]["text"] is None
 
 

@@ -52,6 +52,8 @@ def ask(
         if len(answers) > 1:
             print_line(("\n" if number else "") + _one_line(prompt), "bold")
         _print_answer(answer)
+    if any(answer.text is None for answer in answers):
+        print_line("\nslm explain shows why, --task NAME answers all the same", "dim")
 
 
 def _read(file: Path | None) -> list[Any]:
@@ -73,8 +75,7 @@ def _one_line(prompt: str | Sequence[dict[str, str]]) -> str:
 
 def _print_answer(answer: Answer) -> None:
     if answer.text is None:
-        print_line("abstained: this belongs to no learned task", "yellow")
-        return print_line("slm explain shows why, --task NAME answers all the same", "dim")
+        return print_line("abstained: this belongs to no learned task", "yellow")
     print_line(answer.text)
     source = name_weights(answer.tasks) or "abstained, the frozen backbone answered"
     print_line(f"confidence {answer.confidence:.2f}; {source}", "dim")
