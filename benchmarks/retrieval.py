@@ -40,6 +40,7 @@ from retrieval_routing import (
     routing,
 )
 from retrieval_tables import tables
+from retrieval_versions import versions
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,7 +92,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>/{train,test}.jsonl")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--parts", default="routing,all-rows,abstention,costs,overlap,reading,rounding")
+    parser.add_argument(
+        "--parts", default="routing,all-rows,abstention,costs,overlap,versions,reading,rounding"
+    )
     parser.add_argument("--readings", default=",".join(r.name for r in READINGS))
     parser.add_argument("--train", type=int, default=500, help="training rows per task")
     parser.add_argument("--test", type=int, default=200, help="test rows per task")
@@ -240,6 +243,17 @@ def main() -> None:
         pairs = Stream.load(args.data, OVERLAPPING, limit=400, seed=args.seed)
         with tempfile.TemporaryDirectory() as folder:
             results["overlap"] = overlap(pairs, Path(folder))
+        keep()
+    if "versions" in parts:
+        names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))[::3]
+        some = Stream.load(args.data, names, limit=250, test_limit=60, seed=args.seed)
+        whole_ones = [reading for reading in READINGS if reading.is_whole]
+        results["versions"] = {
+            reading.name: versions(
+                splits, background, settle_reading(reading.retrieval, DEPTHS[reading.backbone])
+            )
+            for reading, splits, background in all_queries(whole_ones, some)
+        }
         keep()
     keep()
     print(tables(results, args.train, args.test))

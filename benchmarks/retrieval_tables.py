@@ -169,6 +169,36 @@ def overlap_table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     return lines + table(("data", "rows", "K = 1", "K = 2", "difference", "mixed rows"), rows)
 
 
+def versions_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is found of a second version's common rows, and what refusing costs."""
+    lines = [
+        "## Versions of one task",
+        "",
+        "Two tasks of like texts beside another task; of the rows of the smaller the larger has all, three "
+        "quarters, half or none. The share that is told from the stored statistics, smallest and largest of "
+        "the data sets; and, where it has all, requests that are refused (wanted: 1%) if only the larger is "
+        "there, if common rows count once, and if they count twice.",
+    ]
+    rows = []
+    for reading, sizes in found.items():
+        for size, own in sizes.items():
+            told = [f"{low:.2f} to {high:.2f}" for low, high in own["estimates"].values()]
+            refused = [percent(share, 1) for share in own["refused"].values()]
+            rows.append([reading, size.replace(", ", " and "), *told, *refused])
+    header = (
+        "reading",
+        "rows",
+        "told: of all",
+        "of ¾",
+        "of ½",
+        "of none",
+        "refused: larger alone",
+        "once",
+        "twice",
+    )
+    return lines + table(header, rows)
+
+
 def rounding_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Decisions in company and alone."""
     lines = [
@@ -213,6 +243,8 @@ def tables(results: Mapping[str, Any], num_train: int, num_test: int) -> str:
         lines += cost_tables(results["costs"])
     if "overlap" in results:
         lines += overlap_table(results["overlap"])
+    if "versions" in results:
+        lines += versions_table(results["versions"])
     if "reading cost" in results:
         lines += [
             "## Reading the query",

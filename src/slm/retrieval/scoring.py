@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -36,8 +34,9 @@ from torch import Tensor
 
 from slm.retrieval.background import Background
 from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
+from slm.retrieval.nested import fit_distinct_space
 from slm.retrieval.runoff import Runoff
-from slm.retrieval.space import FLAT, GaussianSpace, fit_space
+from slm.retrieval.space import FLAT, GaussianSpace
 
 
 @runtime_checkable
@@ -241,7 +240,7 @@ class GaussianScorer:
         scatter = unpack(self._load_scatter(number), task.num_channels)
         num_own = float(task.counts.sum())
         a = num_own / max(num_own - task.num_keys, 1.0)
-        g = float((self._inverse * scatter).sum()) / num_own
+        g = float((space.inverse * scatter).sum()) / num_own
         stretch = a / max(1 - a * (1 - space.rho) * g / space.num_rows, 0.05)
         own = self._own_keys(number)
         keys = self._means[own]
@@ -272,11 +271,6 @@ class GaussianScorer:
         counts = self._learned[number].counts.to(torch.float64)
         return list((counts / counts.sum()).tolist())
 
-    @cached_property
-    def _inverse(self) -> Tensor:
-        """Σ⁻¹, (C, C) float64."""
-        return torch.cholesky_inverse(self.space.factor)
-
 
 def fit_scorer(
     tasks: Sequence[TaskKeys],
@@ -295,52 +289,19 @@ def fit_scorer(
         scatter_sum: (P,) float64, packed sum of the tasks' scatters.
         false_refusal_rate: share of a task's own rows that may be refused.
         load_scatter: gives the scatter of a task by its number, when it is first needed; now only where a
-            task was learned from the same rows as an earlier one.
+            task may hold another's rows.
         has_priors: whether π_n is the key's share of all rows, instead of the same for all keys.
         background: of texts of all kinds.
         epsilon: of the numbers that the backbone computes with; no threshold is nearer to its key than they
             can tell.
     """
     load = load_scatter or (lambda i: tasks[i].scatter)
-    space = _fit_distinct(tasks, scatter_sum, load, background)
+    space = fit_distinct_space(tasks, scatter_sum, load, background)
     log_priors = None
     if has_priors:
         counts = torch.cat([task.counts for task in tasks]).to(torch.float64)
         log_priors = (counts / counts.sum()).log()
     return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors, epsilon)
-
-
-def _fit_distinct(
-    tasks: Sequence[TaskKeys],
-    scatter_sum: Float[Tensor, " P"],
-    load_scatter: LoadScatter,
-    background: Background | None,
-) -> GaussianSpace:
-    """The space of the tasks, those learned from the same rows counted once.
-
-    Rows that came twice are not twice as many rows: Σ would be as sure of them as if they were, and both
-    tasks would refuse nearly everything but these rows.
-    """
-    firsts = _first_alike(tasks)
-    distinct = [n for n, first in enumerate(firsts) if first == n]
-    for n in sorted(set(range(len(tasks))) - set(distinct)):
-        scatter_sum = scatter_sum - load_scatter(n)
-    space = fit_space([tasks[n] for n in distinct], scatter_sum, background)
-    shares = torch.split(space.weights, [tasks[n].num_keys for n in distinct])
-    weights = dict(zip(distinct, shares, strict=True))
-    return replace(space, weights=torch.cat([weights[first] for first in firsts]))
-
-
-def _first_alike(tasks: Sequence[TaskKeys]) -> list[int]:
-    """For each task the first that was learned from the same rows: equal counts, means but for rounding."""
-    firsts = list(range(len(tasks)))
-    order = sorted(firsts, key=lambda n: float(tasks[n].means[0, 0]))
-    for n, m in pairwise(order):
-        one, two = tasks[n], tasks[m]
-        if torch.equal(one.counts, two.counts) and torch.allclose(one.means, two.means, rtol=1e-6, atol=1e-6):
-            firsts[m] = firsts[n]
-    earliest: dict[int, int] = {}
-    return [earliest.setdefault(first, n) for n, first in enumerate(firsts)]
 
 
 def _tail(key: Tensor, away: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ FLAT = 1e-6
 """s_j² below which keys do not differ in a direction, for all that rows can tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GaussianSpace:
     """Where queries and keys lie (method section 2b), fitted once per set of tasks.
 
@@ -49,6 +50,19 @@ class GaussianSpace:
     projection: Float[Tensor, "C J"]
     shares: Float[Tensor, " J"]
     is_plain: bool
+
+    @cached_property
+    def inverse(self) -> Float[Tensor, "C C"]:
+        """Σ⁻¹, (C, C) float64."""
+        return torch.cholesky_inverse(self.factor)
+
+    @property
+    def spread(self) -> float:
+        """Mean squared distance of all rows from their keys, tr(Σ⁻¹ S)/M, from how Σ was shrunk."""
+        num_channels, trace = len(self.factor), float(self.covariance.trace())
+        if self.rho == 1:
+            return float(num_channels)
+        return (num_channels - self.rho * trace / num_channels * float(self.inverse.trace())) / (1 - self.rho)
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Y = Wᵀ (q − μ_0) of each row, (B, J) float64."""
