@@ -245,7 +245,7 @@ def main() -> None:
             results["overlap"] = overlap(pairs, Path(folder))
         keep()
     if "versions" in parts:
-        names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))[::3]
+        names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))[::4]
         some = Stream.load(args.data, names, limit=250, test_limit=60, seed=args.seed)
         whole_ones = [reading for reading in READINGS if reading.is_whole]
         results["versions"] = {

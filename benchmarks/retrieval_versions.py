@@ -19,7 +19,7 @@ from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.space import fit_space
 
-SIZES = ((12, 18), (40, 60), (100, 110), (100, 150), (50, 150))
+SIZES = ((12, 18), (100, 110), (100, 150))
 """Rows of the first version and of the second."""
 
 SHARES = (1.0, 0.75, 0.5, 0.0)
