@@ -246,7 +246,7 @@ def main() -> None:
         keep()
     if "versions" in parts:
         names = sorted(p.parent.name for p in args.data.glob("*/train.jsonl"))[::4]
-        some = Stream.load(args.data, names, limit=250, test_limit=60, seed=args.seed)
+        some = Stream.load(args.data, names, limit=300, test_limit=60, seed=args.seed)
         whole_ones = [reading for reading in READINGS if reading.is_whole]
         results["versions"] = {
             reading.name: versions(

@@ -19,7 +19,7 @@ from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.space import fit_space
 
-SIZES = ((12, 18), (100, 110), (100, 150))
+SIZES = ((12, 18), (100, 110), (100, 150), (100, 200))
 """Rows of the first version and of the second."""
 
 SHARES = (1.0, 0.75, 0.5, 0.0)
@@ -27,27 +27,31 @@ SHARES = (1.0, 0.75, 0.5, 0.0)
 
 
 def versions(splits: Splits, background: Background, config: RetrievalConfig) -> dict[str, Any]:
-    """Beside another task: the estimated share of common rows, and what refusing costs.
+    """The estimated share of common rows, and what refusing costs, the other tasks being in the store.
 
     Args:
         splits: queries of each task; the test rows are requests.
         background: of texts of all kinds.
         config: how the queries were read.
     """
-    names = list(splits)
+    others = {task: keys_of(train[: max(m for _, m in SIZES)]) for task, (train, _) in splits.items()}
     found: dict[str, Any] = {}
     for n, m in SIZES:
         estimates: dict[float, list[float]] = {share: [] for share in SHARES}
         refused: dict[str, list[float]] = {"one version": [], "counted once": [], "counted twice": []}
-        for task, other in zip(names, [*names[1:], names[0]], strict=True):
-            train, requests = splits[task]
-            beside, second = keys_of(splits[other][0]), keys_of(train[:m])
-            for share in SHARES:
-                common = round(share * n)
-                first = keys_of(torch.cat([train[:common], train[len(train) - (n - common) :]]))
-                estimates[share].append(_estimate([first, beside, second], background))
-            both = [keys_of(train[:n]), beside, second]
-            refused["one version"].append(_refused(both[1:], requests, background, config))
+        for task, (train, requests) in splits.items():
+            beside = [keys for other, keys in others.items() if other != task]
+            second = keys_of(train[:m])
+            firsts = {
+                share: keys_of(
+                    torch.cat([train[: round(share * n)], train[len(train) - n + round(share * n) :]])
+                )
+                for share in SHARES
+            }
+            for share, first in firsts.items():
+                estimates[share].append(_estimate(first, second, beside, background))
+            both = [*beside, firsts[1.0], second]
+            refused["one version"].append(_refused([*beside, second], requests, background, config))
             refused["counted once"].append(_refused(both, requests, background, config))
             with patch.object(nested, "HELD", math.inf):
                 refused["counted twice"].append(_refused(both, requests, background, config))
@@ -58,10 +62,10 @@ def versions(splits: Splits, background: Background, config: RetrievalConfig) ->
     return found
 
 
-def _estimate(tasks: Sequence[TaskKeys], background: Background) -> float:
+def _estimate(first: TaskKeys, second: TaskKeys, beside: Sequence[TaskKeys], background: Background) -> float:
+    tasks = [*beside, first, second]
     space = fit_space(tasks, _total(tasks), background)
-    spread = nested.spread_of(tasks[2], tasks[2].scatter, space)
-    return nested.held_share(tasks[0], tasks[2], spread, space)
+    return nested.held_share(first, second, nested.spread_of(second, second.scatter, space), space)
 
 
 def _refused(

@@ -67,9 +67,33 @@ def test_a_holder_may_have_rows_of_another_kind_too():
     assert holders_of([task_of(ALL[:100]), OTHER, task_of(both)]) == [2, 1, 2]
 
 
-def test_of_the_same_rows_the_first_task_holds_the_others():
+def test_of_the_same_rows_one_task_holds_the_others():
     tasks = [task_of(ALL[:50]), OTHER, task_of(ALL[:50] * (1 + 1e-7)), task_of(ALL[:50])]
-    assert holders_of(tasks) == [0, 1, 0, 0]
+    first, other, second, third = holders_of(tasks)
+    assert first == second == third != 1
+    assert other == 1
+
+
+def test_a_task_may_scatter_wider_than_others():
+    wide = 1.8 * ALL
+    assert holders_of([task_of(wide[:100]), OTHER, task_of(wide[:200]), task_of(rows_of(3, 200))]) == [
+        2,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_who_holds_whom_does_not_depend_on_the_order(order):
+    later = torch.cat(
+        [ALL[30:200], rows_of(0, 30, seed=1)]
+    )  # as many rows as the first, most of them the same
+    tasks = [task_of(ALL[:200]), task_of(later), OTHER, task_of(ALL[:90])]
+    found = holders_of([tasks[number] for number in order])
+    named = {number: order[holder] for number, holder in zip(order, found, strict=True)}
+    assert named == dict(enumerate(holders_of(tasks)))
+    assert named[0] == named[1]
 
 
 def test_versions_that_grow_are_held_by_the_last():
@@ -122,7 +146,8 @@ def test_a_forgotten_version_leaves_what_was_there_before():
 
 def test_copies_of_one_text_hold_each_other():
     one = task_of(ALL[:1].expand(20, -1))
-    assert holders_of([one, OTHER, dataclasses.replace(one)]) == [0, 1, 0]
+    first, other, second = holders_of([one, OTHER, dataclasses.replace(one)])
+    assert first == second != other
 
 
 def test_the_spread_of_a_space_is_that_of_its_rows():

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm.retrieval.background import Background
@@ -30,7 +30,10 @@ _MOST_TIMES = 3
 """How many times its rows a holder may have: the estimate is unsteady beyond, and rows that count twice among
 so many do little harm."""
 
-_SKETCH = 64
+_WIDER = 2.0
+"""How many times wider than all rows on average a task's may scatter, to be looked at as a holder."""
+
+_SKETCH = 128
 """Random directions in which the nearest tasks are looked for."""
 
 _CHUNK = 1024
@@ -79,8 +82,8 @@ def fit_distinct_space(
 def find_holders(tasks: Sequence[TaskKeys], space: GaussianSpace, load_scatter: LoadScatter) -> list[int]:
     """For each task the number of the one that holds its rows and is held by none; mostly its own.
 
-    Of tasks learned from the same rows the first holds the others'. A scatter is read only of a task that
-    would be a holder if its rows lay as wide as all tasks' on average.
+    Who holds whom does not depend on the order of tasks. A scatter is read only of a task that would be a
+    holder if its rows lay twice as wide as all tasks' on average.
 
     Args:
         tasks: keys and statistics of each task; their scatters are not read.
@@ -125,28 +128,38 @@ def spread_of(task: TaskKeys, scatter: Float[Tensor, " P"], space: GaussianSpace
 
 
 def _near_pairs(tasks: Sequence[TaskKeys], space: GaussianSpace) -> Iterator[tuple[int, int]]:
-    """Tasks of which the second would hold the first if its spread were that of all, the nearest first."""
+    """Tasks of which the second would hold the first if it were so wide, the nearest first."""
     counts = torch.stack([task.counts.sum() for task in tasks]).to(torch.float64)
-    points = _sketched(torch.stack([_mean(task) for task in tasks]), space)
+    means = torch.stack([_mean(task) for task in tasks])
+    points, widest = _sketched(means, space), _WIDER * space.spread
+    ranks = _ranks(counts, means)
     for start in range(0, len(points), _CHUNK):
         distances = torch.cdist(points[start : start + _CHUNK], points)
-        reach = (space.spread / counts[start : start + _CHUNK, None]).sqrt()  # of one of very many rows
+        reach = (widest / counts[start : start + _CHUNK, None]).sqrt()  # of one of very many rows
         small, large = (distances <= reach).nonzero().unbind(1)
         squared, n, m = distances[small, large].square(), counts[start + small], counts[large]
-        is_larger = (m > n) | ((m == n) & (large < start + small))
-        kept = is_larger & (m <= _MOST_TIMES * n) & (_share(squared, space.spread, n, m) >= HELD)
+        is_larger = ranks[large] > ranks[start + small]
+        kept = is_larger & (m <= _MOST_TIMES * n) & (_share(squared, widest, n, m) >= HELD)
         order = squared[kept].argsort()
         yield from zip((start + small[kept])[order].tolist(), large[kept][order].tolist(), strict=True)
 
 
+def _ranks(counts: Float[Tensor, " t"], means: Float[Tensor, "t C"]) -> Int[Tensor, " t"]:
+    """A rank of each task by its number of rows, then by its mean: those of higher rank may hold it."""
+    keys = [(float(count), *mean[:8].tolist()) for count, mean in zip(counts, means, strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return torch.empty(len(keys), dtype=torch.long).scatter_(0, torch.tensor(order), torch.arange(len(keys)))
+
+
 def _sketched(means: Float[Tensor, "t C"], space: GaussianSpace) -> Float[Tensor, "t A"]:
-    """Points of the subspace, float32, seen in few random directions where it has many."""
-    projection = space.projection
-    if projection.shape[1] > _SKETCH:
+    """Means whitened by Σ, float32, seen in few random directions where they have many."""
+    num_channels = means.shape[1]
+    directions = torch.eye(num_channels, dtype=torch.float64)
+    if num_channels > _SKETCH:
         draw = torch.Generator().manual_seed(0)
-        directions = torch.randn(projection.shape[1], _SKETCH, generator=draw, dtype=projection.dtype)
-        projection = projection @ directions / _SKETCH**0.5
-    return ((means - space.centre) @ projection).to(torch.float32)
+        directions = torch.randn(num_channels, _SKETCH, generator=draw, dtype=torch.float64) / _SKETCH**0.5
+    whitening: Tensor = torch.linalg.solve_triangular(space.factor.T, directions, upper=True)
+    return ((means - space.centre) @ whitening).to(torch.float32)
 
 
 def _share(squared: Tensor, spread: float, n: Tensor, m: Tensor) -> Tensor:
