@@ -72,7 +72,7 @@ def shares_of(retrieved: Retrieved, records: Sequence[TaskRecord]) -> list[list[
 
 @final
 class KnowledgeReader:
-    """Reads snapshots; of the store only the keys of tasks not seen before and one sum are read.
+    """Reads snapshots; of the store only the keys of tasks not seen before, one sum and a few scatters.
 
     One reader may be used from several threads.
 

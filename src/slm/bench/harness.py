@@ -68,7 +68,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if kind is not BackboneKind.CAUSAL:
             raise BackboneError(
                 f"the harness scores continuations, store {store!r} has the {kind.value} backbone "
-                f"{self.model.backbone.source!r}: measure it with slm eval"
+                f"{self.model.backbone.source!r}: measure it with slm evaluate"
             )
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ConfigError(f"batch_size must be a whole number above 0, got {batch_size!r}: give one")
