@@ -174,10 +174,10 @@ def versions_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "## Versions of one task",
         "",
-        "Two tasks of like texts beside five others of 200 rows; of the rows of the smaller the larger has all, "
-        "three quarters, half or none. The share that is told from the stored statistics, smallest and largest of "
-        "the data sets; and, where it has all, requests that are refused (wanted: 1%) if only the larger is "
-        "there, if common rows count once, and if they count twice.",
+        "Two tasks of like texts beside five others of 200 rows; of the rows of the smaller the larger has "
+        "all, three quarters, half or none. The share that is told from the stored statistics, smallest and "
+        "largest of the data sets; and, where it has all, requests that are refused (wanted: 1%) if only the "
+        "larger is there, if common rows count once, and if they count twice.",
     ]
     rows = []
     for reading, sizes in found.items():
