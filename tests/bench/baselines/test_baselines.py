@@ -113,6 +113,19 @@ def test_the_frozen_backbone_never_changes_and_says_what_it_said_before(setup):
         assert torch.equal(value, weights[name]), name
 
 
+def test_the_frozen_backbone_is_asked_a_question_once(setup, monkeypatch):
+    method = rival("frozen")(setup("LLaMA"))
+    questions, further = texts_of(colours()), texts_of(sizes())
+    expected = method.ask([*questions, *further])
+    asked: list[str] = []
+    ask = method.ask
+    monkeypatch.setattr(method, "ask", lambda some: asked.extend(some) or ask(some))
+    method.ask_again(questions)
+    again = [method.ask_again([*questions, *further]) for _ in range(2)]
+    assert asked == [*questions, *further]
+    assert [[answer.text for answer in answers] for answers in again] == 2 * [[a.text for a in expected]]
+
+
 def test_sequential_lora_learns_its_first_task_as_slm_learns_it(setup):
     shared = rival("sequential-lora")(setup("BERT", num_epochs=2))
     shared.learn(colours(40))

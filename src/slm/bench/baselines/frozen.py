@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 
 from slm.answer import Answer
@@ -11,7 +12,7 @@ from slm.backbone.decode import prefill
 from slm.backbone.prompts import Prompt
 from slm.bench.baselines.rows import answer_all, write_freely
 from slm.bench.baselines.text_losses import text_losses
-from slm.bench.rival import Rival
+from slm.bench.rival import Rival, Setup
 from slm.reading import SILENCE
 from slm.tasks import Task
 
@@ -21,6 +22,10 @@ class Frozen(Rival):
 
     name = "frozen"
     title = "frozen model"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._known: dict[str, Answer] = {}
 
     def learn(self, task: Task) -> None:
         """Nothing."""
@@ -36,6 +41,13 @@ class Frozen(Rival):
             questions,
             lambda batch: write_freely(backbone, prefill(backbone, batch), self.setup.max_new_tokens),
         )
+
+    def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
+        """The same, from memory where a question was asked before: nothing that is learned changes it."""
+        keys = [json.dumps(question) for question in questions]
+        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._known}
+        self._known.update(zip(new, self.ask(list(new.values())) if new else (), strict=True))
+        return [self._known[key] for key in keys]
 
     def losses(self, texts: Sequence[str]) -> list[float] | None:
         """Losses of the backbone as it is."""
