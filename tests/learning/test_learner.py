@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from types import SimpleNamespace
 
@@ -123,3 +124,12 @@ def test_several_processes_need_a_folder_they_share(tmp_path, minilm, languages,
         ConfigError, match=r"^several processes learn together only with checkpoint_folder set"
     ):
         learn_task(model, languages)
+
+
+def test_a_prompt_that_stands_many_times_is_known_from_one_text(tmp_path, minilm, languages):
+    model = ScalableLM.create(tmp_path / "store", minilm, config(1))
+    often = dataclasses.replace(languages, examples=languages.examples * 5)
+    once, repeated = (learner.prepare(model, task, model.config.learning).keys for task in (languages, often))
+    assert repeated.counts.tolist() == once.counts.tolist()
+    torch.testing.assert_close(repeated.means, once.means, atol=1e-5, rtol=1e-5)
+    assert repeated.radius == pytest.approx(once.radius, rel=1e-2)

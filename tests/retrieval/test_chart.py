@@ -73,3 +73,20 @@ def test_a_query_is_drawn_where_its_owner_is_nearest_when_nothing_is_left_out():
     chart, queries = Chart(retriever), torch.cat(rows)
     found = retriever(queries)
     assert chart.owners_on_paper(queries) == found.owners[found.nearest].tolist()
+
+
+def test_a_reach_with_priors_is_the_one_of_rows_that_are_not_refused():
+    rows = rows_of(4, 200, seed=1)
+    rows[0] = rows[0][:20]
+    chart = Chart(make(rows, prior="size"))
+    reaches = dict(chart.reaches())
+    assert sorted(reaches) == list(range(4))
+    retriever = make(rows, prior="size")
+    for task, own in enumerate(rows_of(4, 300, seed=2)):
+        found = retriever(own)
+        is_kept = (found.owners[found.nearest] == task) & ~found.is_abstained & ~found.is_contested
+        places = torch.tensor(chart.places(own, found), dtype=torch.float64)[is_kept]
+        corners = torch.tensor(reaches[task], dtype=torch.float64)
+        edges, away = corners.roll(-1, 0) - corners, places[:, None] - corners
+        sides = edges[:, 0] * away[..., 1] - edges[:, 1] * away[..., 0]
+        assert bool(((sides >= -1e-6).all(1) | (sides <= 1e-6).all(1)).all())

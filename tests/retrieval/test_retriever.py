@@ -349,3 +349,16 @@ def test_a_retriever_that_never_abstains_shows_no_threshold_and_reads_no_scatter
     config = RetrievalConfig(is_abstaining=False, has_runoff=False)
     seen = Retriever(five, sum(t.scatter.double() for t in five), config, load).task_distances(five[0].means)
     assert torch.isinf(seen.thresholds).all()
+
+
+def test_the_runner_up_is_seen_behind_a_task_of_many_keys():
+    rows = rows_of(0, 400)
+    many, one = learn_keys(rows, torch.arange(400) % 50), keys_of(1)
+    retriever = retriever_of([many, one])
+    halfway = torch.stack([rows_of(0).mean(0), rows_of(1).mean(0)]).mean(0)[None]
+    queries = halfway + 0.5 * rows_of(0, 40, seed=9)
+    found, seen = retriever(queries), retriever.task_distances(queries)
+    owners = found.owners[found.candidates]
+    assert (owners == 0).any(1).all()
+    assert (owners == 1).any(1).all()
+    assert torch.equal(found.owners[found.nearest], seen.distances.argmin(1))

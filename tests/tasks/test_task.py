@@ -231,3 +231,10 @@ def test_a_conversation_and_its_plain_text_have_different_digests():
     plain = Example("user: Hi", "Hello")
     digests = {Task("t", TaskKind.GENERATION, (example,)).digest() for example in (talk, plain)}
     assert len(digests) == 2
+
+
+def test_a_kind_may_be_given_by_name():
+    examples = (Example("a", "x"), Example("b", "y"))
+    assert Task("t", "classification", examples, ("x", "y")).kind is TaskKind.CLASSIFICATION
+    with pytest.raises(ConfigError, match='kind must be "classification" or "generation"'):
+        Task("t", "regression", examples)

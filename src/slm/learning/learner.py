@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm.backbone.backbone import BackboneKind
@@ -207,7 +207,9 @@ def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
     queries = model.queries([_prompt(e) for e in task.examples], is_truncating=config.is_truncating)
     retrieval = model.config.retrieval
     if retrieval.form == "gaussian":
-        keys = learn_keys(queries, _assign(queries, task, retrieval.keys_per_task, config.seed))
+        assigned = _assign(queries, task, retrieval.keys_per_task, config.seed)
+        first = _distinct(task, assigned)
+        keys = learn_keys(queries[first], assigned[first])
         return Prepared(queries, keys, torch.ones(len(queries), 1), None)
     keys, history = learn_cosine_keys(queries, retrieval.cosine, retrieval.top_k, config.seed)
     return Prepared(queries, keys, own_weights(queries, keys, retrieval), history)
@@ -327,6 +329,12 @@ def _assign(queries: Tensor, task: Task, num_keys: int | None, seed: int) -> Ten
         occurring: Tensor = torch.unique(numbers, return_inverse=True)[1]
         return occurring
     return cluster(queries, num_keys or 1, seed)
+
+
+def _distinct(task: Task, assigned: Int[Tensor, " B"]) -> list[int]:
+    """One row of each prompt and key: repeated, a prompt is still known from one text alone."""
+    pairs = zip(task.examples, assigned.tolist(), strict=True)
+    return list({(example.prompt_text, key): row for row, (example, key) in enumerate(pairs)}.values())
 
 
 def _prompt(example: Example) -> Any:

@@ -24,7 +24,8 @@ Reread = Callable[[int], Tensor]
 """Gives the query of a row of the batch, (C,) float32, as it is when the row is read by itself."""
 
 NUM_CANDIDATES = 32
-"""M, the nearest keys a decision looks at; all of them in a store of no more keys."""
+"""M, the nearest keys a decision looks at: all of them in a store of no more keys, more where one task alone
+has as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,9 @@ class Retriever:
         self._runoff = self.scorer.runoff if config.has_runoff else None
         self.index = build_index(self.scorer.keys, config, device)
         self._rounding = self.scorer.rounding * epsilon
+        self._num_candidates = max(NUM_CANDIDATES, config.top_k)
+        if self._runoff is not None:  # the runner-up is the nearest key of another task
+            self._num_candidates = max(self._num_candidates, 1 + int(self.scorer.tasks.bincount().max()))
 
     def __call__(self, queries: Float[Tensor, "B C"], reread: Reread | None = None) -> Retrieved:
         """Retrieve for each row; its result does not depend on the other rows.
@@ -161,7 +165,7 @@ class Retriever:
     def _decide(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         scorer, config = self.scorer, self.config
         points = scorer.points(queries.cpu())
-        squared, candidates = self.index.search(points, max(NUM_CANDIDATES, config.top_k))
+        squared, candidates = self.index.search(points, self._num_candidates)
         distances = scorer.relative_distances(points, squared)
         margins = distances.new_full((len(points),), torch.inf)
         is_contested = torch.zeros(len(points), dtype=torch.bool)

@@ -110,6 +110,7 @@ class Task:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        object.__setattr__(self, "kind", TaskKind.parse(self.kind))
         if not self.examples:
             raise DataError(f'task "{self.name}" has no examples, at least 1 is needed: add some')
         self._check_labels()
