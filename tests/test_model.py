@@ -316,3 +316,15 @@ def test_a_used_folder_is_refused_before_the_backbone_is_looked_for(tmp_path):
 def test_a_batch_of_no_rows_is_refused(encoder):
     with pytest.raises(ConfigError, match=r"^batch_size must be at least 1, got 0$"):
         encoder.ask(["hello"], batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([{"role": "user", "content": "hi"}], "question 1 is one message: .* a list of its own"),
+        (["hi", None], "question 2 is neither text nor a conversation, got NoneType"),
+    ],
+)
+def test_a_question_of_another_shape_is_refused_by_number(encoder, questions, message):
+    with pytest.raises(DataError, match=message):
+        encoder.ask(questions)
