@@ -85,6 +85,7 @@ def test_a_reach_with_priors_is_the_one_of_rows_that_are_not_refused():
     for task, own in enumerate(rows_of(4, 300, seed=2)):
         found = retriever(own)
         is_kept = (found.owners[found.nearest] == task) & ~found.is_abstained & ~found.is_contested
+        assert is_kept.sum() > 30
         places = torch.tensor(chart.places(own, found), dtype=torch.float64)[is_kept]
         corners = torch.tensor(reaches[task], dtype=torch.float64)
         edges, away = corners.roll(-1, 0) - corners, places[:, None] - corners

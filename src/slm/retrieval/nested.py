@@ -98,9 +98,11 @@ def find_holders(tasks: Sequence[TaskKeys], space: GaussianSpace, load_scatter: 
         return holders
     spreads: dict[int, float] = {}
     for small, large in _near_pairs(tasks, space):
+        if holders[small] != small:
+            continue
         if large not in spreads:
             spreads[large] = spread_of(tasks[large], load_scatter(large), space)
-        if holders[small] == small and held_share(tasks[small], tasks[large], spreads[large], space) >= HELD:
+        if held_share(tasks[small], tasks[large], spreads[large], space) >= HELD:
             holders[small] = large
     return [_last(holders, number) for number in range(len(tasks))]
 
@@ -146,9 +148,9 @@ def _near_pairs(tasks: Sequence[TaskKeys], space: GaussianSpace) -> Iterator[tup
 
 def _ranks(counts: Float[Tensor, " t"], means: Float[Tensor, "t C"]) -> Int[Tensor, " t"]:
     """A rank of each task by its number of rows, then by its mean: those of higher rank may hold it."""
-    keys = [(float(count), *mean[:8].tolist()) for count, mean in zip(counts, means, strict=True)]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return torch.empty(len(keys), dtype=torch.long).scatter_(0, torch.tensor(order), torch.arange(len(keys)))
+    order = means[:, 0].argsort(stable=True)
+    order = order[counts[order].argsort(stable=True)]
+    return order.argsort()
 
 
 def _sketched(means: Float[Tensor, "t C"], space: GaussianSpace) -> Float[Tensor, "t A"]:

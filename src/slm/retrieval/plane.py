@@ -226,9 +226,9 @@ def reaches(scorer: Scorer, plane: Plane) -> list[tuple[int, Polygon]]:
         scorer: of the store.
         plane: two axes.
     """
-    keys, limits, axes = scorer.keys, scorer.thresholds(torch.arange(len(scorer.keys))), plane.axes
+    keys, limits = scorer.keys, scorer.thresholds(torch.arange(len(scorer.keys)))
     if scorer.penalties is not None:  # a prior is in distance and threshold alike, and cancels
-        keys, limits, axes = keys[:, :-1], limits - scorer.penalties, axes[:-1]
+        keys, limits = keys[:, :-1], limits - scorer.penalties
     shares = torch.zeros(keys.shape[1], dtype=keys.dtype)
     sizes = limits
     if isinstance(scorer, GaussianScorer):
@@ -237,10 +237,11 @@ def reaches(scorer: Scorer, plane: Plane) -> list[tuple[int, Polygon]]:
         sizes = 2 * (keys**2).sum(1) * limits  # |k|² = G
     a = 1 - shares
     sizes = sizes + (keys**2 * shares / a).sum(1)
+    axes = plane.axes[: len(a)]
     root = torch.linalg.cholesky(axes.T @ (axes / a[:, None]))
-    centres = keys / a
-    if scorer.penalties is not None:  # a query's coordinate there is zero
-        centres = torch.nn.functional.pad(centres, (0, 1))
+    centres = torch.nn.functional.pad(
+        keys / a, (0, len(plane.axes) - len(a))
+    )  # queries are zero in a prior's
     turns = torch.linspace(0, 2 * math.pi, _NUM_CORNERS, dtype=keys.dtype)
     circle = torch.stack([turns.cos(), turns.sin()], 1) @ root.T
     found = []
