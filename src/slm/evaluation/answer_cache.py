@@ -9,8 +9,8 @@ A matrix over t tasks then costs about as much as its last row, not t/2 times as
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from slm.retrieval.retriever import Retrieved
 
 if TYPE_CHECKING:
     from slm.model import ScalableLM
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 Decision = tuple[tuple[str, int, float], ...]
 """A row's mixture: commit id, increment and weight of each part; empty where the row is refused."""
@@ -49,13 +52,7 @@ class AnswerCache:
         """
         decisions = decisions_of(self.retrieve(model, questions), [task.commit_id for task in model.tasks])
         keys = [(json.dumps(question), own) for question, own in zip(questions, decisions, strict=True)]
-        new = {
-            key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers
-        }
-        if new:
-            answers = model.ask(list(new.values()), **self._options)
-            self._answers.update(zip(new, answers, strict=True))
-        return [self._answers[key] for key in keys]
+        return recall(self._answers, keys, questions, lambda new: model.ask(new, **self._options))
 
     def retrieve(self, model: ScalableLM, questions: Sequence[Prompt]) -> Retrieved:
         """What ``model.retrieve`` decides, of a model that knows a task.
@@ -64,18 +61,35 @@ class AnswerCache:
             DataError: a question is empty or too long.
         """
         is_truncating = self._options.get("is_truncating", False)
-        keys = [json.dumps(question) for question in questions]
-        new = {
-            key: question for key, question in zip(keys, questions, strict=True) if key not in self._queries
-        }
-        if new:
-            size = self._options.get("batch_size", 32)
-            read = model.queries(list(new.values()), is_truncating=is_truncating, batch_size=size)
-            self._queries.update(zip(new, read, strict=True))
-        queries = torch.stack([self._queries[key] for key in keys])
+        size = self._options.get("batch_size", 32)
+
+        def read(new: list[Prompt]) -> Tensor:
+            return model.queries(new, is_truncating=is_truncating, batch_size=size)
+
+        queries = torch.stack(recall(self._queries, [json.dumps(q) for q in questions], questions, read))
         retrieved = model.retrieve(questions, queries=queries, is_truncating=is_truncating)
         assert retrieved is not None, "a task is learned before anything is asked"
         return retrieved
+
+
+def recall(
+    known: dict[K, V],
+    keys: Sequence[K],
+    questions: Sequence[Prompt],
+    compute: Callable[[list[Prompt]], Iterable[V]],
+) -> list[V]:
+    """What is known of each question, after computing what is not.
+
+    Args:
+        known: by key; grows.
+        keys: of the questions.
+        questions: what to compute from.
+        compute: is given the questions of unknown keys, each key's once, and gives one value for each.
+    """
+    new = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
+    if new:
+        known.update(zip(new, compute(list(new.values())), strict=True))
+    return [known[key] for key in keys]
 
 
 def decisions_of(retrieved: Retrieved, commit_ids: Sequence[str]) -> list[Decision]:

@@ -13,6 +13,7 @@ from slm.backbone.prompts import Prompt
 from slm.bench.baselines.rows import answer_all, write_freely
 from slm.bench.baselines.text_losses import text_losses
 from slm.bench.rival import Rival, Setup
+from slm.evaluation.answer_cache import recall
 from slm.reading import SILENCE
 from slm.tasks import Task
 
@@ -44,10 +45,7 @@ class Frozen(Rival):
 
     def ask_again(self, questions: Sequence[Prompt], tasks: Sequence[str] | None = None) -> list[Answer]:
         """The same, from memory where a question was asked before: nothing that is learned changes it."""
-        keys = [json.dumps(question) for question in questions]
-        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._known}
-        self._known.update(zip(new, self.ask(list(new.values())) if new else (), strict=True))
-        return [self._known[key] for key in keys]
+        return recall(self._known, [json.dumps(question) for question in questions], questions, self.ask)
 
     def losses(self, texts: Sequence[str]) -> list[float] | None:
         """Losses of the backbone as it is."""
