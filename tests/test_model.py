@@ -328,3 +328,8 @@ def test_a_batch_of_no_rows_is_refused(encoder):
 def test_a_question_of_another_shape_is_refused_by_number(encoder, questions, message):
     with pytest.raises(DataError, match=message):
         encoder.ask(questions)
+
+
+def test_a_message_without_text_is_refused_by_its_question(encoder):
+    with pytest.raises(DataError, match="question 1 has a message that is no"):
+        encoder.ask([[{"role": "user", "content": None}]])

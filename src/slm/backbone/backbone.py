@@ -21,7 +21,7 @@ from slm.backbone.quantization import is_quantised, stored_method, stored_parts
 from slm.backbone.reparameterize import Reparameterizer
 from slm.backbone.targets import choose_targets, find_linear, find_stacks
 from slm.config import BackboneConfig
-from slm.errors import BackboneError, ConfigError, DataError
+from slm.errors import BackboneError, ConfigError
 
 _PROBE = "The quick brown fox: 1234, naïve café?"
 
@@ -126,15 +126,6 @@ class Backbone:
         Raises:
             DataError: a question is empty or too long, or neither text nor a conversation.
         """
-        for i, prompt in enumerate(prompts, start=1):
-            if isinstance(prompt, dict):
-                raise DataError(
-                    f"question {i} is one message: put those of a conversation into a list of its own"
-                )
-            if not isinstance(prompt, str | list | tuple):
-                raise DataError(
-                    f"question {i} is neither text nor a conversation, got {type(prompt).__name__}"
-                )
         return [
             self.row(prompt, is_truncating=is_truncating, where=f"question {i}")
             for i, prompt in enumerate(prompts, start=1)

@@ -144,9 +144,9 @@ class Renderer:
             where: how to call the row in an error ("row 17").
 
         Raises:
-            DataError: the row is empty or longer than the window.
+            DataError: the row is empty or longer than the window, or neither text nor a conversation.
         """
-        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        texts = _texts(prompt, where)
         if not any(text.strip() for text in texts):
             raise DataError(f"{where} is empty: give it some text")
         ids = self._ids(self.render(prompt))
@@ -209,3 +209,23 @@ def _num_shared(one: Sequence[int], two: Sequence[int]) -> int:
     """How many tokens two sequences begin with in common."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(two)))
+
+
+def _texts(prompt: Prompt, where: str) -> list[str]:
+    """The text of a prompt, or those of its messages.
+
+    Raises:
+        DataError: it is neither text nor a conversation.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, Mapping):
+        raise DataError(f"{where} is one message: put those of a conversation into a list of its own")
+    if not isinstance(prompt, Sequence):
+        raise DataError(f"{where} is neither text nor a conversation, got {type(prompt).__name__}: give one")
+    messages: Sequence[Any] = prompt
+    for message in messages:
+        is_message = isinstance(message, Mapping)
+        if not is_message or not all(isinstance(message.get(part), str) for part in ("role", "content")):
+            raise DataError(f'{where} has a message that is no {{"role": "...", "content": "..."}}: mend it')
+    return [message["content"] for message in messages]

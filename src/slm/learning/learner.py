@@ -31,6 +31,7 @@ from slm.retrieval.keys import TaskKeys, cluster, learn_keys
 from slm.retrieval.retriever import Retriever
 from slm.store import TaskKnowledge
 from slm.tasks import Example, Task, TaskKind
+from slm.tasks.sampling import fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +209,8 @@ def prepare(model: ScalableLM, task: Task, config: LearningConfig) -> Prepared:
     retrieval = model.config.retrieval
     if retrieval.form == "gaussian":
         assigned = _assign(queries, task, retrieval.keys_per_task, config.seed)
-        first = _distinct(task, assigned)
-        keys = learn_keys(queries[first], assigned[first])
+        distinct = _distinct(task, assigned)
+        keys = learn_keys(queries[distinct], assigned[distinct])
         return Prepared(queries, keys, torch.ones(len(queries), 1), None)
     keys, history = learn_cosine_keys(queries, retrieval.cosine, retrieval.top_k, config.seed)
     return Prepared(queries, keys, own_weights(queries, keys, retrieval), history)
@@ -332,9 +333,11 @@ def _assign(queries: Tensor, task: Task, num_keys: int | None, seed: int) -> Ten
 
 
 def _distinct(task: Task, assigned: Int[Tensor, " B"]) -> list[int]:
-    """One row of each prompt and key: repeated, a prompt is still known from one text alone."""
-    pairs = zip(task.examples, assigned.tolist(), strict=True)
-    return list({(example.prompt_text, key): row for row, (example, key) in enumerate(pairs)}.values())
+    """The first row of each prompt and key: repeated, a prompt is still known from one text alone."""
+    rows: dict[tuple[str, int], int] = {}
+    for row, (example, key) in enumerate(zip(task.examples, assigned.tolist(), strict=True)):
+        rows.setdefault((fold(example.prompt_text), key), row)
+    return list(rows.values())
 
 
 def _prompt(example: Example) -> Any:

@@ -92,13 +92,14 @@ class Task:
 
     Attributes:
         name: what the task is called in a store, `[a-z0-9][a-z0-9._-]{0,63}`.
-        kind: classification or generation.
+        kind: classification or generation, or the name of one.
         examples: what is learned, at least one, each with a target.
         labels: every label, sorted; empty for a generation.
         test: examples kept for measuring; may be empty.
 
     Raises:
         TaskError: the name is not allowed.
+        ConfigError: no kind has that name.
         DataError: an example or the labels cannot be used.
     """
 
