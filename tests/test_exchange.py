@@ -349,7 +349,7 @@ def test_an_imported_adapter_that_bends_the_querys_own_layers_is_whole_and_its_k
     model.import_adapter(folder, farm_task)
     assert [record.metadata["needs_two_passes"] for record in model.tasks] == [True]
     batch = batch_of(smollm2)
-    with torch.no_grad(), model._adapting(batch, TEXTS):
+    with torch.no_grad(), model._adapting(model.knowledge, batch, TEXTS):
         found = smollm2.model(**smollm2.inputs(batch)).logits[batch.mask]
     expected = bound_outputs(model, {"farm": 1.0})
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -414,7 +414,7 @@ def test_increments_of_other_ranks_and_layers_mix_in_one_batch_as_peft_gives_eac
         model.import_adapter(tmp_path / name, Task.from_rows(name, rows))
     assert [record.name for record in model.tasks] == list(words)
     batch = batch_of(backbone, list(words.values()))
-    with torch.no_grad(), model._adapting(batch, list(words.values())) as decided:
+    with torch.no_grad(), model._adapting(model.knowledge, batch, list(words.values())) as decided:
         logits = backbone.model(**backbone.inputs(batch)).logits
     assert decided[0].tasks[:, 0].tolist() == [0, 1, 2]
     for row, name in enumerate(words):

@@ -56,11 +56,11 @@ def test_pooled_states_of_a_mixed_batch_equal_each_row_alone(encoder):
     rows = [backbone.row(text, is_truncating=False, where="row") for text in MIXED]
     with torch.inference_mode():
         batch = backbone.batch(rows)
-        with encoder._adapting(batch, MIXED):
+        with encoder._adapting(encoder.knowledge, batch, MIXED):
             mixed = backbone.pooled(batch)
         for i, row in enumerate(rows):
             batch = backbone.batch([row])
-            with encoder._adapting(batch, MIXED[i : i + 1]):
+            with encoder._adapting(encoder.knowledge, batch, MIXED[i : i + 1]):
                 alone = backbone.pooled(batch)
             torch.testing.assert_close(alone[0], mixed[i], atol=1e-5, rtol=0)
 
@@ -211,7 +211,7 @@ def test_the_stored_adapter_is_one_that_peft_loads_with_the_same_hidden_states(e
     batch = backbone.batch(rows)
     with torch.inference_mode():
         theirs = adapted(**backbone.inputs(batch)).last_hidden_state
-        with oracle._adapting(batch, [""] * 8):
+        with oracle._adapting(oracle.knowledge, batch, [""] * 8):
             ours = encoder.backbone.hidden(batch)
     # Another order of additions than PEFT's: equal to rounding, not to the bit.
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slm.backbone.reparameterize import Mixture
 from slm.config import PoolConfig, RetrievalConfig
-from slm.errors import TaskError
+from slm.errors import StoreError, TaskError
 from slm.increments.increment import Increment
 from slm.increments.pool import ByteCache, IncrementPool
 from slm.retrieval.keys import TaskKeys
@@ -92,13 +92,27 @@ class KnowledgeReader:
         self._lock = threading.Lock()
 
     def newest(self) -> Knowledge:
-        """Everything the store holds now."""
-        # The version first: what is committed in between is read now and once more later.
-        version, records = self._store.version, self._store.tasks()
-        with self._lock:
-            for gone in self._keys.keys() - {record.commit_id for record in records}:
-                del self._keys[gone]
-        return self.read(records, version)
+        """Everything the store holds now.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        while True:
+            # The version first: what is committed in between is read now and once more later.
+            version = self._store.version
+            try:
+                records = self._store.tasks()
+                with self._lock:
+                    for gone in self._keys.keys() - {record.commit_id for record in records}:
+                        del self._keys[gone]
+                return self.read(records, version)
+            except StoreError:
+                if not self.is_outdated(version):
+                    raise
+
+    def is_outdated(self, version: int) -> bool:
+        """Whether tasks have come or gone since; files of a task forgotten since may be missing."""
+        return self._store.version != version
 
     def read(
         self, records: Sequence[TaskRecord], version: int, *, is_abstaining: bool | None = None

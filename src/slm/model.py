@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from slm.learning.adopt import ImportReport
     from slm.learning.learner import LearningReport
     from slm.tasks import Stream, Task
+
+_T = TypeVar("_T")
 
 
 class ScalableLM:
@@ -292,7 +294,8 @@ class ScalableLM:
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
                 texts = [words_of(prompts[i]) for i in chosen]
-                for i, answer in zip(chosen, self._answer(batch, texts, write), strict=True):
+                found = self._renewing(partial(self._answer, batch=batch, texts=texts, write=write))
+                for i, answer in zip(chosen, found, strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -304,13 +307,16 @@ class ScalableLM:
         """
         with self._frozen("explain"):
             self._refresh()
-            text = words_of(question)
-            records, retriever = self._knowledge.records, self._knowledge.retriever
-            if retriever is None:
-                return Explanation(text, (), True)
             queries = self.queries([question], is_truncating=is_truncating)
-            retrieved, seen = retriever(queries), retriever.task_distances(queries)
-        return explanation_of(text, records, retrieved, seen)
+
+            def decide(knowledge: Knowledge) -> Explanation:
+                text, retriever = words_of(question), knowledge.retriever
+                if retriever is None:
+                    return Explanation(text, (), True)
+                retrieved, seen = retriever(queries), retriever.task_distances(queries)
+                return explanation_of(text, knowledge.records, retrieved, seen)
+
+            return self._renewing(decide)
 
     def retrieve(
         self, questions: Sequence[Prompt], *, queries: Tensor | None = None, is_truncating: bool = False
@@ -326,12 +332,15 @@ class ScalableLM:
             DataError: a question is empty or too long.
             BackboneError: something is merged into the backbone.
         """
+
+        def decide(knowledge: Knowledge) -> Retrieved | None:
+            if knowledge.retriever is None:
+                return None
+            return self.decide(knowledge.retriever, questions, queries=queries, is_truncating=is_truncating)
+
         with self.backbone.lock:
             self._refresh()
-            retriever = self._knowledge.retriever
-            if retriever is None:
-                return None
-            return self.decide(retriever, questions, queries=queries, is_truncating=is_truncating)
+            return self._renewing(decide)
 
     def decide(
         self,
@@ -389,19 +398,31 @@ class ScalableLM:
         if not self._is_pinned and self.store.version != self._knowledge.version:
             self._knowledge = self.reader.newest()
 
+    def _renewing(self, act: Callable[[Knowledge], _T]) -> _T:
+        """What ``act`` makes of the knowledge; once more where a task of it was forgotten meanwhile."""
+        while True:
+            knowledge = self._knowledge
+            try:
+                return act(knowledge)
+            except StoreError:
+                if self._is_pinned or not self.reader.is_outdated(knowledge.version):
+                    raise
+                self._refresh()
+
     def mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
         return self.supply.mixture(shares_of(retrieved, self._knowledge.records))
 
     @contextlib.contextmanager
-    def _adapting(self, batch: Batch, texts: Sequence[str]) -> Iterator[list[Retrieved]]:
+    def _adapting(
+        self, knowledge: Knowledge, batch: Batch, texts: Sequence[str]
+    ) -> Iterator[list[Retrieved]]:
         """Within the block, the backbone retrieves for this batch and bends to it.
 
         Yields a list that holds the decision as soon as it is taken: at once, or, where the query is read
         inside the forward pass, after that pass.
         """
         decided: list[Retrieved] = []
-        knowledge = self._knowledge
 
         def decide(queries: Tensor, reread: Reread) -> Mixture:
             assert knowledge.retriever is not None
@@ -422,9 +443,11 @@ class ScalableLM:
     ) -> list[list[Generated]]:
         return generate(self.backbone, start, rows, max_new_tokens, decoding)
 
-    def _answer(self, batch: Batch, texts: Sequence[str], write: Writer) -> list[Answer]:
-        records = self._merged.mixture.records if self._merged else self._knowledge.records
-        with self._adapting(batch, texts) as decided:
+    def _answer(
+        self, knowledge: Knowledge, batch: Batch, texts: Sequence[str], write: Writer
+    ) -> list[Answer]:
+        records = self._merged.mixture.records if self._merged else knowledge.records
+        with self._adapting(knowledge, batch, texts) as decided:
             if self.backbone.kind is BackboneKind.ENCODER:
                 if not records:
                     return [SILENCE] * len(texts)

@@ -302,7 +302,7 @@ def test_what_is_learned_is_read_back_to_the_same_logits(family, backbone, folde
     for other in (model, again):
         assert [record.name for record in other.tasks] == ["letters"]
         batch = batch_of(other.backbone, PROMPTS)
-        with other._adapting(batch, PROMPTS):
+        with other._adapting(other.knowledge, batch, PROMPTS):
             if other.backbone.kind is not BackboneKind.ENCODER:
                 prefill(other.backbone, batch)  # where the query is read in the pass, this pass decides
             assert any(layer.binding is not None for layer in other.backbone.reparameterizer.layers.values())

@@ -146,7 +146,8 @@ def test_peft_gives_the_logits_of_an_adapter_learned_on_8_bits(languages, tmp_pa
     model.learn(languages)
     model.export("languages", tmp_path / "adapter")
     batch = batch_of(backbone)
-    with model.restricted(["languages"], is_abstaining=False)._adapting(batch, TEXTS):
+    oracle = model.restricted(["languages"], is_abstaining=False)
+    with oracle._adapting(oracle.knowledge, batch, TEXTS):
         expected = backbone.hidden(batch)[batch.mask]
     fresh = minilm_as("int8")
     for name, layer in fresh.reparameterizer.layers.items():

@@ -68,7 +68,7 @@ def check(family: str, quantization: str, load_quantised: Any, folder: Any) -> N
     for other in (model, again):
         assert [record.name for record in other.tasks] == ["letters"]
         batch = batch_of(other.backbone, PROMPTS)
-        with other._adapting(batch, PROMPTS):
+        with other._adapting(other.knowledge, batch, PROMPTS):
             if other.backbone.kind is not BackboneKind.ENCODER:
                 prefill(other.backbone, batch)
             assert any(layer.binding is not None for layer in other.backbone.reparameterizer.layers.values())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, final
 
 import torch
 
+from slm.errors import StoreError
 from slm.knowledge import Knowledge
 from slm.model import ScalableLM
 from slm.serving.reading import Reading
@@ -199,10 +200,19 @@ class Engine:
         try:
             self._reading(admitted, self.knowledge, self.adapters)
         except Exception as error:
-            if len(admitted) == 1:
+            if len(admitted) > 1:
+                for asked in admitted:
+                    self._read([asked])
+            elif isinstance(error, StoreError) and self._renew():
+                self._read(admitted)
+            else:
                 if not isinstance(error, Refused):
                     log.warning("a request failed: %s", type(error).__name__, exc_info=True)
                 admitted[0].tell(Failed(refuse(error)))
-                return
-            for asked in admitted:
-                self._read([asked])
+
+    def _renew(self) -> bool:
+        """Answer from the store as it is now, where another process has forgotten a task meanwhile."""
+        if not self.model.reader.is_outdated(self.knowledge.version):
+            return False
+        self.adopt(self.model.reader.newest())
+        return True

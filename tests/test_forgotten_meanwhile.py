@@ -1,0 +1,94 @@
+"""A task that another process forgets in the middle of a request is as if it had never been taught."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from slm.errors import StoreError
+from slm.model import ScalableLM
+from slm.serving.engine import Engine
+from slm.serving.settings import ServingSettings
+from slm.store import Store
+from tests.backbone.families import load, save
+from tests.serving.stores import COOK, GOOD, make_store
+from tests.serving.test_engine import Caller
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A backbone, and a store of four tasks."""
+    home = tmp_path_factory.mktemp("made")
+    backbone = load(save("LLaMA", home / "model"))
+    return backbone, make_store(home / "store", backbone).store.path
+
+
+@pytest.fixture
+def opened(made, tmp_path, monkeypatch):
+    """Opens the store so that "cooking" is forgotten as soon as something of a task is read."""
+    backbone, source = made
+    shutil.copytree(source, tmp_path / "store")
+
+    def prepare(what: str) -> ScalableLM:
+        model = ScalableLM.open(tmp_path / "store", backbone)
+        read = getattr(Store, what)
+
+        def forget_first(store, *args, **options):
+            if any(record.name == "cooking" for record in store.tasks()):
+                Store.open(store.path).forget("cooking")
+            return read(store, *args, **options)
+
+        monkeypatch.setattr(Store, what, forget_first)
+        return model
+
+    return prepare
+
+
+@pytest.fixture
+def without(made, tmp_path):
+    backbone, source = made
+    shutil.copytree(source, tmp_path / "without")
+    model = ScalableLM.open(tmp_path / "without", backbone)
+    model.forget("cooking")
+    return model
+
+
+def test_ask_answers_from_what_is_left(opened, without):
+    model = opened("increment")
+    assert model.ask([COOK, GOOD], max_new_tokens=5) == without.ask([COOK, GOOD], max_new_tokens=5)
+    assert "cooking" not in [record.name for record in model.tasks]
+
+
+def test_a_snapshot_is_taken_of_what_is_left(opened, without):
+    model = opened("all_keys")
+    model.reader._keys.clear()
+    model._knowledge = model.reader.read([], -1)
+    assert [record.name for record in model.tasks] == [record.name for record in without.tasks]
+
+
+def test_a_server_answers_from_what_is_left(opened, without):
+    engine = Engine(opened("increment"), ServingSettings())
+    engine.start()
+    try:
+        decided, texts, _ = Caller.hear(Caller(engine).ask(COOK, max_tokens=5)[1])
+    finally:
+        engine.drain(10)
+    expected = without.ask(COOK, max_new_tokens=5)[0]
+    assert texts[0] == expected.text
+    assert dict(decided.mixture) == dict(expected.tasks)
+
+
+def test_a_model_of_that_task_alone_says_that_it_is_gone(opened):
+    oracle = opened("increment").restricted(["cooking"], is_abstaining=False)
+    with pytest.raises(StoreError, match="missing"):
+        oracle.ask(COOK, max_new_tokens=5)
+
+
+def test_a_file_that_is_missing_with_nothing_forgotten_is_an_error(made, tmp_path):
+    backbone, source = made
+    shutil.copytree(source, tmp_path / "store")
+    for file in (tmp_path / "store").rglob("adapter_model.safetensors"):
+        file.unlink()
+    with pytest.raises(StoreError, match="missing"):
+        ScalableLM.open(tmp_path / "store", backbone).ask(COOK, max_new_tokens=5)
