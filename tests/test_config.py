@@ -10,6 +10,11 @@ def message_of(mapping: dict) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("value", [None, [1], "rank"])
+def test_settings_that_are_no_mapping_are_refused(value):
+    assert message_of(value) == f"Config must be a mapping of settings, got {value!r}: give one"
+
+
 @pytest.mark.parametrize(
     ("mapping", "mistake"),
     [

@@ -322,6 +322,7 @@ def test_a_batch_of_no_rows_is_refused(encoder):
     ("questions", "message"),
     [
         ([{"role": "user", "content": "hi"}], "question 1 is one message: .* a list of its own"),
+        (["hi", "half \ud83d"], r"^question 2 holds half a character \(U\+D83D\): remove it$"),
         (["hi", None], "question 2 is neither text nor a conversation, got NoneType"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What every config shares: checking its values, and the way from and to plain mappings."""
+"""What every config shares: checking values, and the way from and to plain mappings; and a check of texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from slm.errors import ConfigError
+from slm.errors import ConfigError, DataError
 
 _C = TypeVar("_C", bound="CheckedConfig")
 
@@ -78,6 +78,8 @@ class CheckedConfig:
         Raises:
             ConfigError: names every unknown key (with the nearest known one) and every bad value.
         """
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"{cls.__name__} must be a mapping of settings, got {mapping!r}: give one")
         known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         mistakes: list[str] = []
         values: dict[str, Any] = {}
@@ -108,3 +110,16 @@ class CheckedConfig:
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON-ready values; inverse of :meth:`from_mapping`."""
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
+def check_characters(text: str, what: str) -> None:
+    """Refuse half a character: a lone surrogate, which cannot be written as UTF-8.
+
+    Raises:
+        DataError: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise DataError(f"{what} holds half a character ({half}): remove it") from None

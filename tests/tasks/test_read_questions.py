@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from slm.errors import DataError
-from slm.tasks import Message, read_questions
+from slm.tasks import Message, Task, read_questions
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -30,6 +30,15 @@ def test_rows_are_questions_without_their_answers(tmp_path):
     assert read_questions(io.StringIO(content)) == ["a", " b", talk, talk]
 
 
+def test_an_instruction_is_asked_as_it_is_learned():
+    row = {"instruction": "Translate", "input": "bonjour", "output": "hello"}
+    (learned,) = Task.from_rows("t", [row]).examples
+    for asked in (row, {"instruction": "Translate", "input": "bonjour"}):
+        assert read_questions(io.StringIO(json.dumps(asked))) == [learned.prompt]
+    assert read_questions(io.StringIO('{"instruction": "Sing", "input": ""}')) == ["Sing"]
+    assert read_questions(io.StringIO('{"text": "hi", "input": "x"}')) == ["hi"]
+
+
 def test_a_table_of_texts_is_read_as_rows(tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text("text\nWho?\n")
@@ -42,7 +51,7 @@ def test_a_table_of_texts_is_read_as_rows(tmp_path):
         ("", "input: no questions found, at least 1 is needed: write one a line"),
         (
             '{"question": "a"}',
-            "input line 1: expected one of the columns text, prompt and messages, got question: "
+            "input line 1: expected one of the columns text, prompt, messages and instruction, got question: "
             "rename or drop columns",
         ),
         (

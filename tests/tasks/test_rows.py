@@ -1,6 +1,8 @@
 """Every row shape, and what is said about each way a row can be wrong."""
 
+import numpy as np
 import pytest
+import torch
 
 from slm.tasks import Example, Message, Task, TaskKind
 
@@ -29,6 +31,21 @@ from .files import GOOD, NO_ROWS, PAIR, SHAPES, lines, message_of, write
 def test_every_shape_but_text_and_label_is_a_generation(tmp_path, row, example):
     task = Task.load("t", write(tmp_path, lines(row)))
     assert task == Task("t", TaskKind.GENERATION, (example,))
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (np.array([3, 1]), ("1", "3")),
+        (np.array([True, False]), ("False", "True")),
+        (np.array(["no", "yes"]), ("no", "yes")),
+        (torch.tensor([3, 1]), ("1", "3")),
+    ],
+)
+def test_labels_of_an_array_are_those_of_a_list(labels, texts):
+    rows = [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
+    assert Task.from_rows("t", rows).labels == texts
+    assert {type(example.target) for example in Task.from_rows("t", rows).examples} == {str}
 
 
 def test_a_given_kind_overrides_the_shape(tmp_path):
@@ -126,6 +143,21 @@ def test_whole_numbers_and_truth_values_become_text(tmp_path, labels, texts):
             lines(GOOD, GOOD),
             "data.jsonl: every row has the label 'x', a classification needs at least 2 labels: add rows of "
             'another label or set kind to "generation"',
+        ),
+        (
+            lines(GOOD, {"text": "b", "label": "spam"}, {"text": "c", "label": "Spam"}),
+            "data.jsonl line 3: label 'Spam' differs from 'spam' only in case, blanks or Unicode "
+            "form, and they would be two labels: write them alike, or change one of them",
+        ),
+        (
+            lines({"text": "b", "label": "too  late"}, {"text": "c", "label": "too late"}),
+            "data.jsonl line 2: label 'too late' differs from 'too  late' only in case, blanks or Unicode "
+            "form, and they would be two labels: write them alike, or change one of them",
+        ),
+        (
+            lines({"text": "b", "label": "caf\u00e9"}, {"text": "c", "label": "cafe\u0301"}),
+            "data.jsonl line 2: label 'cafe\u0301' differs from 'caf\u00e9' only in case, blanks or Unicode "
+            "form, and they would be two labels: write them alike, or change one of them",
         ),
         (
             lines({"prompt": "a", "completion": 4}),

@@ -54,6 +54,24 @@ def test_a_plain_name_is_allowed(name):
         ),
         (
             "generation",
+            [Example("a", 5)],
+            (),
+            'task "t", example 1: the target must be a text, got 5: write it as one',
+        ),
+        (
+            "generation",
+            [Example(["a"], "b")],
+            (),
+            "task \"t\", example 1: the prompt must be a text or a tuple of Message, got ['a']: mend it",
+        ),
+        (
+            "generation",
+            [Example("a", "half \ud83d")],
+            (),
+            'task "t", example 1: the target holds half a character (U+D83D): remove it',
+        ),
+        (
+            "generation",
             [Example("a", "b")],
             ("b",),
             'task "t" is a generation, which has no labels: leave them out',
@@ -117,6 +135,12 @@ def test_a_bad_row_in_memory_is_named():
     assert str(caught.value) == (
         "row 2: \"prompt\" must be text that is not blank, got '': fill it in or delete the row"
     )
+
+
+@pytest.mark.parametrize("row", [None, "text", ["text", "label"]])
+def test_a_row_in_memory_that_is_no_dictionary_is_named(row):
+    with pytest.raises(DataError, match=r"^row 2: expected a dictionary such as .*, got .*: mend it"):
+        Task.from_rows("t", [{"text": "a", "label": "b"}, row])
 
 
 def test_an_unknown_kind_is_refused():
@@ -189,6 +213,15 @@ def test_a_split_never_takes_the_last_prompt_of_a_label():
     train, validation = make_task(20, 1).split(0.9)
     assert count(train, "bad") == 1
     assert len(validation) == 19
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_split_never_takes_the_only_prompt_of_a_label_that_shares_it(seed):
+    examples = [Example(f"film {n}", "a") for n in range(10)]
+    examples += [Example(f"film {n}", "b") for n in (0, 1)]
+    train, validation = Task("t", TaskKind.CLASSIFICATION, tuple(examples), ("a", "b")).split(0.8, seed)
+    assert count(train, "b") >= 1
+    assert len({e.prompt for e in validation}) >= 7
 
 
 def test_a_split_stays_below_its_largest_size():

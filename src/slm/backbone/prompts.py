@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from slm.checked import check_characters
 from slm.errors import BackboneError, DataError
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -149,6 +150,8 @@ class Renderer:
         texts = _texts(prompt, where)
         if not any(text.strip() for text in texts):
             raise DataError(f"{where} is empty: give it some text")
+        for text in texts:
+            check_characters(text, where)
         ids = self._ids(self.render(prompt))
         answer = [] if target is None else self.answer_ids(target)
         longest = max(len(ids), len(answer)) if self.is_apart else len(ids) + len(answer)

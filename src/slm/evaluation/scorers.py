@@ -6,9 +6,12 @@ An answer of None (an encoder that abstained has nothing to say) is always wrong
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
+
+import regex
 
 from slm.errors import ConfigError, DataError
 from slm.tasks import Task, TaskKind
@@ -16,6 +19,10 @@ from slm.tasks.sampling import fold
 
 MAX_WORDS_OF_A_SHORT_TARGET = 3
 """A generation task whose test targets are all this short is scored by exact match, otherwise by ROUGE-L."""
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_UNIT = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+", regex.VERSION1)
+_UNSPACED_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
+_FOREIGN_LETTER = regex.compile(r"[\p{L}--[A-Za-z]]", regex.VERSION1)
 
 
 def accuracy(answers: Sequence[str | None], targets: Sequence[str]) -> float:
@@ -45,8 +52,7 @@ def exact_match(answers: Sequence[str | None], targets: Sequence[str]) -> float:
 def rouge_l(answers: Sequence[str | None], targets: Sequence[str]) -> float:
     """ROUGE-L: (1/B) Σ_b F1(LCS of answer_b and target_b over stemmed words).
 
-    As published, words are runs of a-z and 0-9: in texts of another script there is nothing to match, so
-    give such a task another metric.
+    As published, words are runs of a-z and 0-9: :func:`rouge_l_unicode` reads other letters too.
 
     Raises:
         DataError: there are no rows, or the lengths differ.
@@ -54,7 +60,41 @@ def rouge_l(answers: Sequence[str | None], targets: Sequence[str]) -> float:
     from rouge_score.rouge_scorer import RougeScorer
 
     _check(answers, targets)
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return _mean_rouge_l(RougeScorer(["rougeL"], use_stemmer=True), answers, targets)
+
+
+def rouge_l_unicode(answers: Sequence[str | None], targets: Sequence[str]) -> float:
+    """ROUGE-L of texts in any script: :func:`rouge_l`, but its words are runs of letters and digits.
+
+    In scripts written without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character with its
+    marks is a word. Texts are compared in Unicode's form NFKC; only words of a-z are stemmed, so texts of
+    ASCII score as in :func:`rouge_l`.
+
+    Raises:
+        DataError: there are no rows, or the lengths differ.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    _check(answers, targets)
+    return _mean_rouge_l(RougeScorer(["rougeL"], tokenizer=_AnyScript()), answers, targets)
+
+
+class _AnyScript:
+    """Words of any script, in the shape that ROUGE's scorer takes."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._published = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        words: list[str] = _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
+        return [
+            stem for word in words for stem in (self._published.tokenize(word) if word.isascii() else [word])
+        ]
+
+
+def _mean_rouge_l(scorer: Any, answers: Sequence[str | None], targets: Sequence[str]) -> float:
     pairs = zip(answers, targets, strict=True)
     total = sum(0.0 if a is None else float(scorer.score(y, a)["rougeL"].fmeasure) for a, y in pairs)
     return total / len(targets)
@@ -66,7 +106,7 @@ class Scorer:
     """A metric and its name.
 
     Attributes:
-        name: ``accuracy``, ``exact_match`` or ``rouge_l``.
+        name: ``accuracy``, ``exact_match``, ``rouge_l`` or ``rouge_l_unicode``.
         function: answers and targets → score from 0 to 1.
     """
 
@@ -78,7 +118,10 @@ class Scorer:
         return self.function(answers, targets)
 
 
-SCORERS = {scorer.__name__: Scorer(scorer.__name__, scorer) for scorer in (accuracy, exact_match, rouge_l)}
+SCORERS = {
+    scorer.__name__: Scorer(scorer.__name__, scorer)
+    for scorer in (accuracy, exact_match, rouge_l, rouge_l_unicode)
+}
 
 
 def scorer_for(task: Task, metric: str | None = None) -> Scorer:
@@ -86,7 +129,8 @@ def scorer_for(task: Task, metric: str | None = None) -> Scorer:
 
     Args:
         task: accuracy for a classification; for a generation exact match when every test target has at most
-            3 words, else ROUGE-L. All of its test counts, so that drawing fewer rows changes no metric.
+            3 words, else ROUGE-L, over words of any script where a target has letters other than a-z. All
+            of its test counts, so that drawing fewer rows changes no metric.
         metric: name of a scorer to use instead.
 
     Raises:
@@ -100,8 +144,15 @@ def scorer_for(task: Task, metric: str | None = None) -> Scorer:
         return SCORERS[metric]
     if task.kind is TaskKind.CLASSIFICATION:
         return SCORERS["accuracy"]
-    num_words = max((len((example.target or "").split()) for example in task.test), default=0)
-    return SCORERS["exact_match" if num_words <= MAX_WORDS_OF_A_SHORT_TARGET else "rouge_l"]
+    targets = [example.target or "" for example in task.test]
+    if max(map(_num_words, targets), default=0) <= MAX_WORDS_OF_A_SHORT_TARGET:
+        return SCORERS["exact_match"]
+    return SCORERS["rouge_l_unicode" if any(map(_FOREIGN_LETTER.search, targets)) else "rouge_l"]
+
+
+def _num_words(text: str) -> int:
+    """Words between blanks, or characters of scripts that are written without."""
+    return max(len(text.split()), len(_UNSPACED_CHARACTER.findall(text)))
 
 
 def _bare(text: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from slm.checked import check_characters
 from slm.errors import DataError
+from slm.tasks.sampling import fold
 from slm.tasks.task import Example, Message, TaskKind
 
 # The columns that make a shape, and which of them ask and answer.
 SHAPES = (("text", "label"), ("prompt", "completion"), ("messages",), ("instruction", "output"))
-QUESTION_COLUMNS = ("text", "prompt", "messages")
+QUESTION_COLUMNS = ("text", "prompt", "messages", "instruction")
 SHAPES_TEXT = "text + label, prompt + completion, messages, or instruction + output (input optional)"
 
 
@@ -77,10 +80,11 @@ def collect_labels(examples: Sequence[Example], kind: TaskKind, origin: str) -> 
     """Return the sorted labels of a classification, and none for a generation.
 
     Raises:
-        DataError: a classification has only one label.
+        DataError: a classification has only one label, or two that look alike.
     """
     if kind is TaskKind.GENERATION:
         return ()
+    _refuse_lookalikes(examples, origin)
     labels = tuple(sorted({example.target or "" for example in examples}))
     if len(labels) < 2:
         raise DataError(
@@ -90,8 +94,23 @@ def collect_labels(examples: Sequence[Example], kind: TaskKind, origin: str) -> 
     return labels
 
 
+def _refuse_lookalikes(examples: Sequence[Example], origin: str) -> None:
+    """Two spellings of one label would silently be two classes."""
+    places: dict[str, str] = {}
+    for number, example in enumerate(examples, start=1):
+        places.setdefault(example.target or "", example.place or f"{origin}, row {number}")
+    first_of: dict[str, str] = {}
+    for label, place in places.items():
+        first = first_of.setdefault(fold(unicodedata.normalize("NFC", label)), label)
+        if first != label:
+            raise DataError(
+                f"{place}: label {label!r} differs from {first!r} only in case, blanks or Unicode form, and "
+                "they would be two labels: write them alike, or change one of them"
+            )
+
+
 def to_question(row: Row) -> str | tuple[Message, ...]:
-    """Return what a row asks: its text, its prompt, or its conversation up to the answer.
+    """Return what a row asks: its text, prompt or instruction, or its conversation up to the answer.
 
     Raises:
         DataError: the row has none of these columns, more than one, or a blank text.
@@ -99,12 +118,12 @@ def to_question(row: Row) -> str | tuple[Message, ...]:
     present = [column for column in QUESTION_COLUMNS if column in row.fields]
     if len(present) != 1:
         raise DataError(
-            f"{row.place}: expected one of the columns text, prompt and messages, "
+            f"{row.place}: expected one of the columns text, prompt, messages and instruction, "
             f"got {_columns(row)}: rename or drop columns"
         )
     value = row.fields[present[0]]
     if present[0] != "messages":
-        return _text(row, present[0], value)
+        return _question(row, present[0], value)
     messages = _messages(row, value)
     if messages[-1].role == "assistant":
         messages = messages[:-1]
@@ -140,11 +159,15 @@ def _pair(row: Row, shape: tuple[str, ...], first: Row) -> tuple[str | tuple[Mes
                 f'learn, got "{messages[-1].role}": add the answer or delete the {row.unit}'
             )
         return _asked(row, messages[:-1]), messages[-1].content
-    prompt = _text(row, shape[0], row.fields[shape[0]])
-    context = row.fields.get("input")
-    if shape == SHAPES[3] and context is not None and context != "":
-        prompt = f"{prompt}\n\n{_text(row, 'input', context)}"
-    return prompt, row.fields[shape[1]]
+    return _question(row, shape[0], row.fields[shape[0]]), row.fields[shape[1]]
+
+
+def _question(row: Row, column: str, value: object) -> str:
+    """A row's question as one text: an instruction with the input it may have."""
+    context = row.fields.get("input") if column == "instruction" else None
+    if context is None or context == "":
+        return _text(row, column, value)
+    return f"{_text(row, column, value)}\n\n{_text(row, 'input', context)}"
 
 
 def _asked(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -181,15 +204,12 @@ def _text(row: Row, column: str, value: object) -> str:
         raise DataError(f"{wanted} {shown(value)}: fill it in as text or delete the {row.unit}")
     if not value.strip():
         raise DataError(f"{wanted} {shown(value)}: fill it in or delete the {row.unit}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(value[error.start]):04X}"
-        raise DataError(f'{row.place}: "{column}" holds half a character ({half}): remove it') from None
+    check_characters(value, f'{row.place}: "{column}"')
     return value
 
 
-def _label_texts(rows: Sequence[Row], values: Sequence[object], column: str) -> list[str]:
+def _label_texts(rows: Sequence[Row], answers: Sequence[object], column: str) -> list[str]:
+    values = [_plain(answer) for answer in answers]
     first = type(values[0])
     for row, value in zip(rows, values, strict=True):
         if isinstance(value, str):
@@ -205,6 +225,11 @@ def _label_texts(rows: Sequence[Row], values: Sequence[object], column: str) -> 
                 f"{shown(value)}, allowed is one type for the whole file: write every label as text"
             )
     return [value.strip() if isinstance(value, str) else str(value) for value in values]
+
+
+def _plain(value: Any) -> object:
+    """A value as Python's own, where it is a number or a truth value of NumPy or torch."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def shown(value: object) -> str:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import final
 
+from slm.checked import check_characters
 from slm.errors import ConfigError, DataError, TaskError
 from slm.tasks.sampling import fold, rank, share_proportionally
 
@@ -135,10 +136,21 @@ class Task:
             )
 
     def _check_example(self, example: Example, place: str) -> None:
+        prompt, target = example.prompt, example.target
+        if not isinstance(prompt, str) and not (
+            isinstance(prompt, tuple) and all(isinstance(message, Message) for message in prompt)
+        ):
+            raise DataError(
+                f"{place}: the prompt must be a text or a tuple of Message, got {prompt!r}: mend it"
+            )
+        if target is not None and not isinstance(target, str):
+            raise DataError(f"{place}: the target must be a text, got {target!r}: write it as one")
         if not example.prompt_text.strip():
             raise DataError(f"{place}: the prompt is blank: fill it in or leave the example out")
-        if example.target is None or not example.target.strip():
+        if target is None or not target.strip():
             raise DataError(f"{place}: the target is blank: fill it in or leave the example out")
+        check_characters(example.prompt_text, f"{place}: the prompt")
+        check_characters(target, f"{place}: the target")
         if self.kind is TaskKind.CLASSIFICATION and example.target not in self.labels:
             raise DataError(
                 f"{place}: target {example.target!r} is none of the labels "
@@ -181,7 +193,14 @@ class Task:
         from slm.tasks.rows import Row, collect_labels, to_examples
 
         check_name(name)
-        numbered = [Row("", "row", number, row) for number, row in enumerate(rows, start=1)]
+        numbered = []
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"row {number}: expected a dictionary such as "
+                    f'{{"text": "...", "label": "..."}}, got {row!r}: mend it or leave it out'
+                )
+            numbered.append(Row("", "row", number, row))
         found, examples = to_examples(numbered, kind, origin="rows")
         return cls(name, found, tuple(examples), collect_labels(examples, found, origin="rows"))
 
@@ -248,16 +267,23 @@ class Task:
         rows_of: defaultdict[str, list[int]] = defaultdict(list)
         for row, example in enumerate(self.examples):
             rows_of[fold(example.prompt_text)].append(row)
+        labels_of = {
+            prompt: {_stratum(self.examples[row], self.kind) for row in rows}
+            for prompt, rows in rows_of.items()
+        }
+        left = Counter(label for labels in labels_of.values() for label in labels)
         strata: defaultdict[str, list[str]] = defaultdict(list)
-        for prompt, rows in rows_of.items():
-            strata[min(_stratum(self.examples[row], self.kind) for row in rows)].append(prompt)
+        for prompt, labels in labels_of.items():
+            strata[min(labels)].append(prompt)
         wanted = min(max(1, round(validation_share * len(rows_of))), max_rows)
         shares = share_proportionally(wanted, {label: len(texts) - 1 for label, texts in strata.items()})
         held: set[int] = set()
         for label in sorted(strata):
             for prompt in sorted(strata[label], key=lambda text: rank(seed, text))[: shares[label]]:
-                if len(held) + len(rows_of[prompt]) <= max_rows:
+                is_last = any(left[own] == 1 for own in labels_of[prompt])
+                if len(held) + len(rows_of[prompt]) <= max_rows and not is_last:
                     held.update(rows_of[prompt])
+                    left.subtract(labels_of[prompt])
         return held
 
     def digest(self) -> str:
