@@ -85,7 +85,7 @@ def test_a_name_is_checked_before_the_file_is_read(tmp_path):
         ),
         (
             'text,label\n"a\nb",x\n"c,y\n',
-            "data.csv line 4: broken CSV (unexpected end of data): mend the quotes",
+            "data.csv line 4: broken CSV (unexpected end of data): mend the quotes, or save it as .jsonl",
         ),
         (
             'text,label\n"a\nb",x\n"",y\n',

@@ -226,7 +226,9 @@ def _read_csv(text: str, origin: str) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{origin} line {number}: broken CSV ({error}): mend the quotes") from None
+            raise DataError(
+                f"{origin} line {number}: broken CSV ({error}): mend the quotes, or save it as .jsonl"
+            ) from None
         if cells is None:
             return
         if not any(cell.strip() for cell in cells):
