@@ -156,6 +156,13 @@ def test_the_command_repeats_what_was_run():
     )
 
 
+def test_the_command_repeats_the_part_of_a_curve_that_was_run():
+    results = [cell("slm", "1", [[0.1], [0.1, 0.1]]) for _ in range(2)]
+    for result, shots in zip(results, (64, 16), strict=True):
+        result["cell"]["per_label"] = shots
+    assert "--seeds 0 --shots 16,64 --out" in command_of(RUN, results)
+
+
 def test_pictures_side_by_side_are_of_one_order():
     results = [
         cell("slm", "1", [[0.9], [0.8, 0.7]]),

@@ -181,6 +181,17 @@ def test_a_name_said_twice_is_run_once(planned):
     assert len(run.cells) == 1
 
 
+def test_some_of_a_curve_can_be_run(planned):
+    curve = (16, 64, None)
+    run = planned(shots=("64", "all", "64"), changes={"per_label": curve})
+    assert [cell.per_label for cell in run.cells if cell.method == "slm"] == [64, None]
+    assert [cell.per_label for cell in planned(changes={"per_label": curve}).cells][::2] == list(curve)
+    with pytest.raises(ConfigError, match="no number of shots '17', known are 16, 64, all: use one of these"):
+        planned(shots=("17",), changes={"per_label": curve})
+    with pytest.raises(ConfigError, match="preset cpu has one number of examples, no curve"):
+        planned(shots=("16",))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

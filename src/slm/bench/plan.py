@@ -13,7 +13,7 @@ from slm.bench.baselines import NAMES, rival
 from slm.bench.cells import Cell
 from slm.bench.rival import settle
 from slm.bench.runner import Run, run_suite
-from slm.bench.suite import nearest
+from slm.bench.suite import Preset, nearest, shots_text
 from slm.bench.suite_file import load_suite
 from slm.errors import ConfigError
 
@@ -25,6 +25,7 @@ def plan_run(
     methods: Sequence[str] | None,
     orders: Sequence[str] | None,
     seeds: Sequence[str] | None,
+    shots: Sequence[str] | None = None,
     changes: Mapping[str, Any],
     places: tuple[Path | None, Path],
     is_alone: bool = False,
@@ -37,7 +38,8 @@ def plan_run(
         methods: names of rivals; None takes all.
         orders: names of the suite's orders; None takes the preset's.
         seeds: whole numbers; None takes the preset's.
-        changes: fields of the preset with other values.
+        shots: numbers of examples of each label, or "all", of a preset that has several; None takes all.
+        changes: fields of the preset with other values; None changes nothing.
         places: folder of the data, None for the hub; folder of the results.
         is_alone: whether every task is learned alone too.
 
@@ -45,7 +47,8 @@ def plan_run(
         ConfigError: a name is unknown, a method has no such setting, or a seed is no number.
     """
     chosen = load_suite(suite)
-    scale = replace(chosen.preset(preset), **changes)
+    options = {name: value for name, value in changes.items() if value is not None}
+    scale = replace(chosen.preset(preset), **options)
     if orders is not None:
         _check("order", orders, list(chosen.orders))
         scale = replace(scale, orders=tuple(dict.fromkeys(orders)))
@@ -59,9 +62,17 @@ def plan_run(
     chosen_methods = tuple(dict.fromkeys(methods or NAMES))
     for method in chosen_methods:
         settle(scale.methods.get(method, {}), rival(method).defaults)
+    chosen_shots = None if shots is None else _choose_shots(shots, scale)
     data, out = places
-    options = {name: value for name, value in changes.items() if value is not None}
-    return Run(chosen, scale, chosen_methods, data, out, is_alone, options)
+    return Run(chosen, scale, chosen_methods, data, out, is_alone, options, chosen_shots)
+
+
+def _choose_shots(shots: Sequence[str], preset: Preset) -> tuple[int | None, ...]:
+    if not preset.per_label:
+        raise ConfigError(f"preset {preset.name} has one number of examples, no curve: leave out --shots")
+    known = {shots_text(number): number for number in preset.per_label}
+    _check("number of shots", shots, list(known))
+    return tuple(known[shot] for shot in dict.fromkeys(shots))
 
 
 def run_with_bar(run: Run, num_jobs: int | None) -> int:

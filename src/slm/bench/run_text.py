@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from slm.bench.suite import shots_text
 from slm.bench.tables import (
     Line,
     Place,
@@ -295,6 +296,9 @@ def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
         "orders": sorted({r["cell"]["order"] for r in results if not is_alone(r)}),
         "seeds": sorted({str(result["cell"]["seed"]) for result in results}),
     }
+    shots = sorted({result["cell"]["per_label"] for result in results}, key=num_shots)
+    if shots != [None]:
+        chosen["shots"] = [shots_text(number) for number in shots]
     words += [f"--{name} {','.join(values)}" for name, values in chosen.items()]
     return " ".join([*words, *(["--alone"] if any(map(is_alone, results)) else []), "--out runs/x"])
 

@@ -38,6 +38,7 @@ class Run:
         out: folder of the results.
         is_alone: whether every task is learned alone too, for forward transfer.
         options: what of the preset was changed, by the names of the command line.
+        shots: numbers of examples of each label, from the preset's; None takes every one.
     """
 
     suite: Suite
@@ -47,13 +48,14 @@ class Run:
     out: Path
     is_alone: bool = False
     options: Mapping[str, str | int] = field(default_factory=dict)
+    shots: tuple[int | None, ...] | None = None
 
     @property
     def cells(self) -> list[Cell]:
         """Every cell, orders outermost so that methods compare early; a joint method has none alone."""
         from slm.bench.baselines import rival
 
-        shots = self.preset.per_label or (None,)
+        shots = self.shots or self.preset.per_label or (None,)
         alone = self.suite.tasks if self.is_alone else ()
         return [
             Cell(method, order, seed, per_label)

@@ -151,6 +151,11 @@ class Suite:
         return hashlib.sha256(json.dumps([held, METRICS], sort_keys=True).encode()).hexdigest()
 
 
+def shots_text(per_label: int | None) -> str:
+    """A number of examples of each label as files and command lines have it: None is all of them."""
+    return "all" if per_label is None else str(per_label)
+
+
 def nearest(what: str, name: str, known: Collection[str]) -> str:
     """The end of an error about a name that is none: what is known, and which of it was perhaps meant."""
     near = difflib.get_close_matches(name, known, 1)

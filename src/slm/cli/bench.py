@@ -40,6 +40,7 @@ def run(
     preset: Annotated[str, typer.Option(help="Scale: full, cpu, or another of the suite.")] = "cpu",
     orders: Annotated[str | None, typer.Option(metavar="NAME,...", show_default="the preset's")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="N,...", show_default="the preset's")] = None,
+    shots: Annotated[str | None, typer.Option(metavar="N,...,all", show_default="the whole curve")] = None,
     backbone: Annotated[str | None, typer.Option(metavar="MODEL", show_default="the preset's")] = None,
     train: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most examples of a task.")] = None,
     test: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most test rows of a task.")] = None,
@@ -49,14 +50,14 @@ def run(
     """Run the cells of a suite that are not in the folder yet; a killed run goes on where it was."""
     from slm.bench.plan import plan_run, run_with_bar, split_names
 
-    changes: dict[str, Any] = {"backbone": backbone, "train": train, "test": test}
     planned = plan_run(
         suite,
         preset,
         methods=split_names(methods),
         orders=split_names(orders),
         seeds=split_names(seeds),
-        changes={name: value for name, value in changes.items() if value is not None},
+        shots=split_names(shots),
+        changes={"backbone": backbone, "train": train, "test": test},
         places=(data, out),
         is_alone=is_alone,
     )
