@@ -101,6 +101,14 @@ def test_few_examples_are_learned_in_small_batches_unless_a_size_is_given(num_ex
     assert LearningConfig(batch_size=32).rows_per_step(num_examples) == 32
 
 
+def test_a_share_of_tokens_to_sample_from_wants_sampling():
+    with pytest.raises(
+        ConfigError, match=r"top_p is 0\.9 and no temperature says to sample: set one, or leave"
+    ):
+        DecodingConfig(top_p=0.9)
+    assert DecodingConfig(top_p=0.9, temperature=1.0).top_p == 0.9
+
+
 @pytest.mark.parametrize("kind", [LearningConfig, DecodingConfig])
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_a_library_would_refuse_later_is_refused_at_once(kind, seed):

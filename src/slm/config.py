@@ -258,6 +258,8 @@ class DecodingConfig(CheckedConfig):
             return
         if self.is_beam_search and self.temperature is not None:
             yield f"num_beams is {self.num_beams} and temperature {self.temperature:g}: set one of the two"
+        if self.top_p < 1 and self.temperature is None:
+            yield f"top_p is {self.top_p:g} and no temperature says to sample: set one, or leave top_p out"
         if self.num_sequences > 1 and self.temperature is None and self.num_sequences > self.num_beams:
             yield (
                 f"num_sequences is {self.num_sequences} with num_beams {self.num_beams} and no temperature: "

@@ -191,7 +191,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         decoding = DecodingConfig(
             num_beams=int(options.get("num_beams") or 1),
             temperature=temperature if is_sampling else None,
-            top_p=float(options.get("top_p") or 1.0),
+            top_p=float(options.get("top_p") or 1.0) if is_sampling else 1.0,
         )
         return num_new, [stops] if isinstance(stops, str) else list(stops), decoding
 
