@@ -10,6 +10,7 @@ from slm.errors import StoreError
 from slm.model import ScalableLM
 from slm.serving.engine import Engine
 from slm.serving.settings import ServingSettings
+from slm.serving.work import Failed
 from slm.store import Store
 from tests.backbone.families import load, save
 from tests.serving.stores import COOK, GOOD, make_store
@@ -92,3 +93,23 @@ def test_a_file_that_is_missing_with_nothing_forgotten_is_an_error(made, tmp_pat
         file.unlink()
     with pytest.raises(StoreError, match="missing"):
         ScalableLM.open(tmp_path / "store", backbone).ask(COOK, max_new_tokens=5)
+
+
+def test_a_store_that_is_gone_fails_the_request_at_once_and_no_other(made, tmp_path):
+    backbone, source = made
+    shutil.copytree(source, tmp_path / "store")
+    model = ScalableLM.open(tmp_path / "store", backbone)
+    engine = Engine(model, ServingSettings(deadline_s=60))
+    shutil.rmtree(tmp_path / "store")
+    caller = Caller(engine)
+    routed = [caller.ask(text, max_tokens=5)[1] for text in (COOK, GOOD)]
+    frozen = caller.ask("hello", model="tiny", max_tokens=5)[1]
+    engine.start()
+    try:
+        for events in routed:
+            failed = events.get(timeout=20)
+            assert isinstance(failed, Failed)
+            assert failed.refusal.code == "store_unavailable"
+        assert caller.hear(frozen)[2][0].num_tokens >= 1
+    finally:
+        engine.drain(10)

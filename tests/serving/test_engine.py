@@ -234,6 +234,14 @@ def test_running_requests_keep_the_knowledge_they_were_given(tmp_path, tiny_fold
     commit(library, cooking, 3)
 
 
+def test_the_least_temperature_takes_the_likeliest_and_harms_no_other(pair):
+    library, caller = pair
+    expected = library.ask(SUM, max_new_tokens=8)[0].text
+    heard = [caller.ask(SUM, max_tokens=8, temperature=t)[1] for t in (0.7, 1e-38, 5e-324, 1e-6)]
+    texts = [caller.hear(events)[1][0] for events in heard]
+    assert texts[1:] == [expected] * 3
+
+
 def test_a_request_whose_knowledge_is_gone_fails_alone(pair, monkeypatch):
     _, caller = pair
     events = caller.ask(SUM, "tiny:gone", "gone")[1]

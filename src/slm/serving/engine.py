@@ -212,7 +212,10 @@ class Engine:
 
     def _renew(self) -> bool:
         """Answer from the store as it is now, where another process has forgotten a task meanwhile."""
-        if not self.model.reader.is_outdated(self.knowledge.version):
+        try:
+            if not self.model.reader.is_outdated(self.knowledge.version):
+                return False
+            self.adopt(self.model.reader.newest())
+        except StoreError:  # the store itself is gone: the first error says more
             return False
-        self.adopt(self.model.reader.newest())
         return True

@@ -63,9 +63,11 @@ class Answer:
 
     def choose(self, logits: Tensor, likeliest: int) -> int:
         """The next token, (V,) float32 logits given: the likeliest, or one by chance."""
-        if self.generator is None:
+        largest = logits.max()
+        if self.generator is None or not math.isfinite(largest):
             return likeliest
-        chances = (logits.cpu() / self._wish.temperature).softmax(-1)
+        # Below the largest, and in float64, so that no temperature makes a number that is none.
+        chances = ((logits - largest).cpu().double() / self._wish.temperature).softmax(-1)
         if self._wish.top_p < 1:
             ranked, order = chances.sort(descending=True, stable=True)
             # The token that crosses top_p is kept.
