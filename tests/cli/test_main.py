@@ -189,6 +189,16 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes a pipe")
+@pytest.mark.parametrize("more", ["", " --json"])
+@pytest.mark.parametrize(("streams", "code"), [("> /dev/full", 1), (">&-", 0), ("<&-", 0), ("2>&-", 0)])
+def test_streams_that_are_full_or_closed_give_at_most_one_line(more, streams, code):
+    command = f"{sys.executable} -m slm bench list{more} {streams}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    told = "slm: standard output cannot be written (No space left on device): write it elsewhere\n"
+    assert done.stderr == (told if code else "")
+
+
 def test_a_closed_pipe_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)

@@ -15,7 +15,7 @@ from typer.main import get_command
 import slm
 from slm.cli import bench
 from slm.cli.output import print_failure
-from slm.cli.process import drop_output, set_up_process
+from slm.cli.process import give_up_output, is_of_output, set_up_process
 from slm.errors import SlmError
 
 # typer carries click under a name that differs between its versions; this class is public in all of them.
@@ -68,9 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")
             code = _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
         sys.stdout.flush()
-    except BrokenPipeError:
-        drop_output()
-        return 1
+    except OSError as error:
+        return give_up_output(error)
     return code
 
 
@@ -84,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as error:  # whatever it is, a user gets one line
-        if os.environ.get("SLM_DEBUG") or isinstance(error, BrokenPipeError):
+        if os.environ.get("SLM_DEBUG") or is_of_output(error):
             raise
         defect = "this is a defect, run with SLM_DEBUG=1 for the traceback"
         is_meant = isinstance(error, SlmError)

@@ -14,15 +14,20 @@ _ENDLESS = 10_000
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document in ASCII, so that no terminal's encoding can break it."""
+    """Print one JSON document, at once and in ASCII, so that no terminal's encoding can break it."""
     sys.stdout.write(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def print_line(text: str = "", style: str | None = None) -> None:
-    """Print text as it is: never wrapped, and brackets in it are no markup."""
+    """Print text as it is: never wrapped, brackets are no markup, and off a terminal nothing changes."""
     from rich.console import Console
 
-    Console(highlight=False).print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+    else:
+        sys.stdout.write(f"{text}\n")
 
 
 def print_table(

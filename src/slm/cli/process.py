@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
+
+from slm.cli.output import print_failure
 
 _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -31,6 +34,9 @@ def set_up_process() -> None:
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:  # the spin count would overrule it
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
@@ -38,8 +44,31 @@ def set_up_process() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def drop_output() -> None:
-    """Send what is still unwritten nowhere: its reader is gone, and Python would complain at exit."""
+def is_of_output(error: Exception) -> bool:
+    """Whether an error says that standard output can no longer be written."""
+    if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
+        return isinstance(error, BrokenPipeError)
+    try:
+        sys.stdout.flush()
+        os.write(1, b"")
+    except OSError:
+        return True
+    return False
+
+
+def give_up_output(error: OSError) -> int:
+    """The exit code where standard output cannot be written; a reader that is gone is told nothing.
+
+    What is still unwritten goes nowhere, for Python would complain of it at exit.
+
+    Raises:
+        OSError: that error, where it is of something else.
+    """
+    if not is_of_output(error):
+        raise error
+    if not isinstance(error, BrokenPipeError):
+        print_failure(f"standard output cannot be written ({error.strerror}): write it elsewhere")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+    return 1

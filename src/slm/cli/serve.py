@@ -76,7 +76,8 @@ def serve(
     )
     sockets = bind(settings)
     app = create_app(open_model(store), settings)
-    address = f"{'https' if certificate else 'http'}://{host}:{listen(sockets, settings)}"
+    named = f"[{host}]" if ":" in host else host
+    address = f"{'https' if certificate else 'http'}://{named}:{listen(sockets, settings)}"
     tasks = [record.name for record in app.state.server.engine.knowledge.records]
     told = f"serving {', '.join(tasks) or 'no task yet'} at {address}"
     print_json({"address": address, "tasks": tasks}) if as_json else print_line(told)
