@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm.backbone.load import lasting_source
+from slm.config import BackboneConfig, Config
 from slm.errors import BackboneError, ConfigError, DataError, StoreError, TaskError
 from slm.model import ScalableLM
 from slm.retrieval.retriever import Retriever
 from slm.tasks import Task
+from tests.backbone.families import save
 from tests.conftest import config, rows_of
 
 MIXED = ["where is the station? où est la gare", "a lovely film", "wo ist das Brot", "i hated this film"]
@@ -311,6 +314,18 @@ def test_a_used_folder_is_refused_before_the_backbone_is_looked_for(tmp_path):
     with pytest.raises(BackboneError):
         ScalableLM.create(tmp_path / "new", "no/such-backbone")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_store_finds_its_backbone_from_any_folder(tmp_path, monkeypatch):
+    save("LLaMA", tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
+    ScalableLM.create("store", "own", Config(backbone=BackboneConfig(device="cpu")))
+    monkeypatch.chdir("/")
+    assert ScalableLM.open(tmp_path / "store").tasks == ()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").mkdir()  # an alias is no path
+    assert lasting_source("minilm") == "minilm"
+    assert lasting_source("some/hub-id") == "some/hub-id"
 
 
 def test_a_batch_of_no_rows_is_refused(encoder):

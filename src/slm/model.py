@@ -17,7 +17,7 @@ from slm.answer import Answer, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import Generated, generate
-from slm.backbone.load import load_backbone
+from slm.backbone.load import lasting_source, load_backbone
 from slm.backbone.merge import unmerge
 from slm.backbone.prompts import Batch, Prompt
 from slm.backbone.reparameterize import Mixture
@@ -96,7 +96,7 @@ class ScalableLM:
                         f"a task is merged into backbone {loaded.source!r}: unmerge it before making a store"
                     )
                 background = extractor.background()
-        manifest = Manifest(loaded.source, loaded.fingerprint, config.as_dict())
+        manifest = Manifest(lasting_source(loaded.source), loaded.fingerprint, config.as_dict())
         return cls(Store.create(path, manifest, background), loaded, config, extractor)
 
     @classmethod

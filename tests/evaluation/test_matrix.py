@@ -28,6 +28,11 @@ THRESHOLD = 8.0
 class FakeModel:
     """Answers with the name of the nearest centre it knows, or with nothing when that is too far."""
 
+    room = 1000
+    backbone = SimpleNamespace(
+        question_rows=lambda prompts, is_truncating: list(prompts), room_behind=lambda rows: FakeModel.room
+    )
+
     def __init__(self, names, is_abstaining=True, calls=None):
         self.names = tuple(names)
         self.is_abstaining = is_abstaining
@@ -178,6 +183,14 @@ def test_options_reach_the_model():
     evaluate_stream(model, STREAM, batch_size=5, max_new_tokens=7, is_truncating=True, **QUIET)
     assert {call[4] for call in model.calls if call[0] == "ask"} == {(7, 5, True)}
     assert {call[4] for call in model.calls if call[0] == "read"} == {(5, True)}
+
+
+@pytest.mark.parametrize(("room", "longest"), [(1000, 128), (60, 60), (0, 1)])
+def test_answers_are_as_long_as_the_window_lets_them_be(monkeypatch, room, longest):
+    monkeypatch.setattr(FakeModel, "room", room)
+    model = FakeModel(LEARNED)
+    evaluate_stream(model, STREAM, **QUIET)
+    assert {call[4][0] for call in model.calls if call[0] == "ask"} == {longest}
 
 
 def test_a_conversation_is_asked_as_mappings_of_role_and_content():

@@ -361,6 +361,11 @@ def test_finite_values_whose_product_is_infinite_are_refused(folder, changes):
     assert "has an s · B A too large for float32 at" in refused(folder, IncrementError)
 
 
+def test_a_down_half_that_takes_every_text_to_infinity_is_refused(folder):
+    change_tensors(folder, lora_A=lambda t: torch.full_like(t, 3e37), lora_B=lambda t: t * 1e-38)
+    assert "has a lora_A too large for float32 at" in refused(folder, IncrementError)
+
+
 def test_scales_too_far_apart_for_one_increment_are_refused(folder):
     change_settings(folder, lora_alpha=1e-30, alpha_pattern={r"model\.layers\.1\..*": 1e9})
     assert "holds NaN or infinity at model.layers.1." in refused(folder, IncrementError)

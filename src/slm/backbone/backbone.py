@@ -131,6 +131,12 @@ class Backbone:
             for i, prompt in enumerate(prompts, start=1)
         ]
 
+    def room_behind(self, rows: Sequence[Row]) -> int:
+        """Tokens of the window that are left for answers behind the longest of some questions."""
+        if self.renderer.is_apart:
+            return self.window
+        return self.window - max((len(row.prompt) for row in rows), default=0)
+
     def check_room(self, rows: Sequence[Row], max_new_tokens: int) -> None:
         """Expect answers of so many tokens to fit into the window, behind the question where it stands there.
 
@@ -141,10 +147,11 @@ class Backbone:
             raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}: raise it")
         if self.kind is BackboneKind.ENCODER:
             return
-        is_apart = self.renderer.is_apart
-        longest = 0 if is_apart else max((len(row.prompt) for row in rows), default=0)
-        if longest + max_new_tokens > self.window:
-            question = "" if is_apart else f" and the longest question has {longest} tokens"
+        room = self.room_behind(rows)
+        if max_new_tokens > room:
+            question = (
+                f" and the longest question has {self.window - room} tokens" if room < self.window else ""
+            )
             raise ConfigError(
                 f"max_new_tokens is {max_new_tokens}{question}, the "
                 f"window of the backbone holds {self.window}: lower max_new_tokens"

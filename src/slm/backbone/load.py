@@ -99,6 +99,11 @@ def locate(source: str) -> str:
     return str(weights if weights.suffix == ".gguf" else folder)
 
 
+def lasting_source(source: str) -> str:
+    """A source as a store keeps it: the path of files here is made to hold from any folder."""
+    return source if source in ALIASES or not Path(source).exists() else str(Path(source).absolute())
+
+
 def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone:
     """Load a backbone, frozen and in evaluation mode.
 

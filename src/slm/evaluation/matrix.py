@@ -97,7 +97,7 @@ def evaluate_stream(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     is_truncating: bool = False,
     has_progress: bool = True,
     outsiders: Sequence[str] = (),
@@ -113,7 +113,8 @@ def evaluate_stream(
         limit: most test rows of each task; None asks all.
         seed: chooses the test rows and their order.
         batch_size: rows computed together.
-        max_new_tokens: longest generated answer.
+        max_new_tokens: longest generated answer; None is 128, or what the window leaves behind the longest
+            question.
         is_truncating: cut the middle out of an over-long question instead of refusing it.
         has_progress: show a bar on standard error.
         outsiders: texts that belong to no task, for the AUROC of abstention.
@@ -129,8 +130,13 @@ def evaluate_stream(
     names = _learning_order([record.name for record in model.tasks], stream.names)
     ordered = stream.order(names)
     largest = limit if limit is not None else max(1, *(len(task.test) for task in ordered))
+    test = ordered.mixed_test(largest, seed)
+    if max_new_tokens is None:
+        prompts = [prompt_of(example) for _, example in test]
+        rows = model.backbone.question_rows(prompts, is_truncating=is_truncating)
+        max_new_tokens = max(1, min(128, model.backbone.room_behind(rows)))
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "is_truncating": is_truncating}
-    run = _Run(model, ordered, ordered.mixed_test(largest, seed), options)
+    run = _Run(model, ordered, test, options)
     with tqdm(total=len(run.test), desc="evaluating", unit="row", disable=not has_progress) as bar:
         return run.measure(bar, list(outsiders), seed)
 

@@ -22,6 +22,7 @@ from slm.store.peft_settings import read_settings, scales_of
 from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX
 
 MAX_RANK = 1024
+_LARGE_ACTIVATION = 1e4
 """Largest rank of an imported pair, as of a learned one."""
 
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
@@ -207,10 +208,13 @@ def _check_pair(
 
 
 def _refuse_overflow(module: str, pair: LowRankPair, scale: float, where: str) -> None:
-    """Refuse a pair whose every value is finite, and a term of whose s · B A is not in float32."""
-    largest = abs(scale) * float(pair.B.abs().max()) * float(pair.A.abs().max())
-    if largest > torch.finfo(torch.float32).max:
-        raise IncrementError(
-            f"{where} has an s · B A too large for float32 at {module!r} (s is {scale:g}): "
-            "lower its lora_alpha or train it anew"
-        )
+    """Refuse a pair of finite values where s · B A, or A x for a usual x, is not finite in float32."""
+    largest_A = float(pair.A.abs().max())
+    product = abs(scale) * float(pair.B.abs().max()) * largest_A
+    half = largest_A * pair.A.shape[1] * _LARGE_ACTIVATION
+    for name, largest in (("an s · B A", product), ("a lora_A", half)):
+        if largest > torch.finfo(torch.float32).max:
+            raise IncrementError(
+                f"{where} has {name} too large for float32 at {module!r} (s is {scale:g}): "
+                "lower its lora_alpha or train it anew"
+            )
