@@ -25,6 +25,8 @@ from slm.cli import (
     serve,
     tasks,
 )
+from slm.cli.interrupts import admitting
+from slm.errors import DataError
 from slm.store.tables import Tables
 
 COMMANDS = (init, learn, ask, explain, evaluate, map_, tasks, forget, import_, export, serve, key, doctor)
@@ -189,6 +191,16 @@ def test_an_interrupt_while_the_command_line_is_imported_is_one_line():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes a pipe")
+def test_what_fails_when_a_task_is_stored_says_that_it_is():
+    with (
+        pytest.raises(DataError, match=r"^films is stored but not measured: too long$"),
+        admitting(None, "films", " but not measured"),
+    ):
+        raise DataError("too long")
+    with pytest.raises(DataError, match=r"^too long$"), admitting(None, "films"):
+        raise DataError("too long")
+
+
 @pytest.mark.parametrize("more", ["", " --json"])
 @pytest.mark.parametrize(("streams", "code"), [("> /dev/full", 1), (">&-", 0), ("<&-", 0), ("2>&-", 0)])
 def test_streams_that_are_full_or_closed_give_at_most_one_line(more, streams, code):

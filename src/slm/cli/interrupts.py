@@ -1,4 +1,4 @@
-"""What a command that stores a task says when it is interrupted."""
+"""What a command that stores a task says when it does not come to its end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from slm.cli.output import print_failure
+from slm.errors import SlmError
 
 if TYPE_CHECKING:
     from slm.store import Store
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def admitting(store: Store, name: str, lack: str = "") -> Iterator[None]:
-    """Let nobody hear that nothing was stored, as interrupts say elsewhere, when this task was.
+    """Let nobody think that nothing was stored, as interrupts say elsewhere, when this task was.
 
     Args:
         store: where.
@@ -25,9 +26,14 @@ def admitting(store: Store, name: str, lack: str = "") -> Iterator[None]:
 
     Raises:
         Exit: the block was interrupted when the task was stored already.
+        SlmError: the block's own, which says with a ``lack`` that the task is stored.
     """
     try:
         yield
+    except SlmError as error:
+        if not lack:  # it says itself what is stored
+            raise
+        raise type(error)(f"{name} is stored{lack}: {error}") from None
     except KeyboardInterrupt:
         if all(record.name != name for record in store.tasks()):
             raise
