@@ -53,7 +53,12 @@ def ask(
             print_line(("\n" if number else "") + _one_line(prompt), "bold")
         _print_answer(answer)
     if any(answer.text is None for answer in answers):
-        print_line("\nslm explain shows why, --task NAME answers all the same", "dim")
+        hint = (
+            "slm explain shows why, --task NAME answers all the same"
+            if model.tasks
+            else "slm learn teaches one"
+        )
+        print_line(f"\n{hint}", "dim")
 
 
 def _read(file: Path | None) -> list[Any]:
