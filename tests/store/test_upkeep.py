@@ -4,6 +4,8 @@ import pytest
 
 from slm.errors import StoreError
 from slm.store import Store
+from slm.store.sums import Snapshots
+from slm.store.tables import Tables
 
 
 @pytest.fixture
@@ -87,3 +89,43 @@ def test_an_unlisted_file_in_a_tasks_folder_and_missing_keys_are_told(store, rec
         "task 'first' has 0 of 3 keys: restore the catalogue from a copy or forget the task",
     ]
     assert store.repair() == []
+
+
+@pytest.mark.parametrize("owner", [(Tables, "erase_deleted"), (Snapshots, "derive")], ids=lambda o: o[1])
+def test_repair_ends_a_forgetting_that_was_cut_short(store, record, monkeypatch, owner):
+    def cut_short(*_):
+        raise KeyboardInterrupt
+
+    store.scatter_sum(store.tasks())
+    (pooled,) = (store.path / "pooled").iterdir()
+    mean = store.keys(record).means[0].numpy().tobytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(*owner, cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            store.forget("first")
+    store = Store.open(store.path)
+    is_left = f"pooled/{pooled.name} is no sum of the present tasks, a write was cut short: repair removes it"
+    assert (is_left in store.check()) == pooled.exists() == (owner[1] == "derive")
+    store.repair()
+    assert store.check() == []
+    assert not pooled.exists()
+    files = [path for path in store.path.rglob("*") if path.is_file()]
+    assert not [path for path in files if mean in path.read_bytes()]
+    assert not [path for path in files if record.commit_id.encode() in path.read_bytes()]
+    assert [keys.num_keys for keys in store.all_keys(store.tasks())] == [3]
+
+
+def test_a_sum_written_after_its_task_was_forgotten_does_not_stay(store, record, monkeypatch):
+    (pooled,) = (store.path / "pooled").iterdir()
+    pooled.unlink()
+    write = Snapshots.write
+
+    def write_late(*arguments):
+        monkeypatch.undo()
+        Store.open(store.path).forget("first")
+        write(*arguments)
+
+    monkeypatch.setattr(Snapshots, "write", write_late)
+    store.scatter_sum(store.tasks())
+    assert not pooled.exists()
+    assert store.check() == []

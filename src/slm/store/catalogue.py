@@ -285,6 +285,9 @@ class Store:
         high, low, is_exact = sum_exactly(lambda: self._folders.scatters(records))
         if is_exact and records and set(commit_ids) == {record.commit_id for record in self.tasks()}:
             self._snapshots.write(commit_ids, high, low)
+            # Written without the lock: a task forgotten meanwhile must not stay in a sum.
+            if set(commit_ids) != {record.commit_id for record in self.tasks()}:
+                self._snapshots.remove(commit_ids)
         return high
 
     def check(self) -> list[str]:
@@ -294,13 +297,16 @@ class Store:
                 stack.enter_context(writing(self.path))  # whose commit would look like one cut short
             return [
                 *background_problems(self.path, self.manifest),
-                *find_problems(self._tables, self._folders),
+                *find_problems(self._tables, self._folders, self._snapshots),
             ]
 
     def repair(self) -> list[str]:
-        """Remove what writes cut short left behind, never a visible task; a line for each removal."""
+        """Remove what writes cut short left behind, never a visible task; a line for each removal.
+
+        Deleted rows that a forgetting cut short left on the disk are erased too, without a line.
+        """
         with writing(self.path):
-            return remove_orphans(self._tables, self._folders)
+            return remove_orphans(self._tables, self._folders, self._snapshots)
 
     def _refuse_misfit(self, earlier: list[TaskRecord], record: TaskRecord, keys: TaskKeys) -> None:
         if any(r.name == record.name for r in earlier):

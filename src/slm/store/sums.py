@@ -123,11 +123,22 @@ class Snapshots:
 
     def keep_only(self, commit_ids: Sequence[str]) -> None:
         """Remove every file but the snapshot of these tasks."""
+        for file in self.strays(commit_ids):
+            with suppress(OSError):  # read-only, or gone: nothing depends on it
+                file.unlink()
+
+    def remove(self, commit_ids: Sequence[str]) -> None:
+        """Remove the snapshot of these tasks."""
+        with suppress(OSError):
+            self._file(commit_ids).unlink()
+
+    def strays(self, commit_ids: Sequence[str]) -> list[Path]:
+        """Everything in the folder but the snapshot of these tasks, by name."""
         kept = self._file(commit_ids)
-        with suppress(OSError):  # read-only, or gone: nothing depends on it
-            for file in self.folder.iterdir():
-                if file != kept:
-                    file.unlink(missing_ok=True)
+        try:
+            return sorted(file for file in self.folder.iterdir() if file != kept)
+        except OSError:
+            return []
 
     def _file(self, commit_ids: Sequence[str]) -> Path:
         digest = hashlib.sha256("\n".join(sorted(commit_ids)).encode()).hexdigest()

@@ -7,10 +7,11 @@ from contextlib import suppress
 from slm.errors import StoreError
 from slm.store.folders import TaskFolders, remove_entry
 from slm.store.records import TaskRecord
+from slm.store.sums import Snapshots
 from slm.store.tables import Tables
 
 
-def find_problems(tables: Tables, folders: TaskFolders) -> list[str]:
+def find_problems(tables: Tables, folders: TaskFolders, snapshots: Snapshots) -> list[str]:
     """One line for everything in a store that is not as the catalogue says; empty when all is well."""
     records, rows = tables.tasks(), tables.key_rows()
     problems = [problem for record in records for problem in _task_problems(record, folders)]
@@ -28,24 +29,32 @@ def find_problems(tables: Tables, folders: TaskFolders) -> list[str]:
             f"{len(rows[commit_id])} keys of commit {commit_id} belong to no task, a write was cut short: "
             "repair removes them"
         )
+    for entry in snapshots.strays([record.commit_id for record in records]):
+        problems.append(
+            f"pooled/{entry.name} is no sum of the present tasks, a write was cut short: repair removes it"
+        )
     return problems
 
 
-def remove_orphans(tables: Tables, folders: TaskFolders) -> list[str]:
-    """Remove folders and key rows that belong to no visible task; a line for each. Needs the lock.
+def remove_orphans(tables: Tables, folders: TaskFolders, snapshots: Snapshots) -> list[str]:
+    """Remove folders, key rows and sums that are not of the visible tasks; a line for each. Needs the lock.
 
-    Visible tasks are never touched, damaged or not.
+    Visible tasks are never touched, damaged or not. Rows deleted earlier are erased from the disk as well,
+    as whoever deleted them may have been killed before that.
     """
     records, rows = tables.tasks(), tables.key_rows()
     done = []
     for entry in folders.orphans(records):
         remove_entry(entry)
         done.append(f"removed tasks/{entry.name}")
+    for entry in snapshots.strays([record.commit_id for record in records]):
+        remove_entry(entry)
+        done.append(f"removed pooled/{entry.name}")
     orphans = sorted(rows.keys() - {record.commit_id for record in records})
     if orphans:
         tables.delete_keys(orphans)
-        tables.erase_deleted()
         done += [f"removed {len(rows[commit_id])} keys of commit {commit_id}" for commit_id in orphans]
+    tables.erase_deleted()
     return done
 
 
