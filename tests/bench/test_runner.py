@@ -13,7 +13,8 @@ import pytest
 
 from slm.bench.cells import RunFolder
 from slm.bench.plan import plan_run, run_with_bar
-from slm.bench.runner import run_cell
+from slm.bench.runner import _expect_same_settings, describe, run_cell
+from slm.bench.suite_data import load_tasks
 from slm.cli.main import main
 from slm.errors import ConfigError, LearningError
 from tests.bench.test_suite import SUITE, write_data
@@ -136,8 +137,19 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(planned, monkeypatch, err
 def test_cells_with_other_settings_of_their_method_do_not_lie_side_by_side(planned):
     run_with_bar(planned(methods=("ewc",)), 1)
     other = planned(methods=("ewc",), changes={"methods": {"ewc": {"strength": 7.0}}})
-    with pytest.raises(ConfigError, match=r"with strength 10000, the suite's file says 7: choose another"):
+    with pytest.raises(ConfigError, match=r"with strength 10000, this run gives it 7: choose another"):
         run_with_bar(other, 1)
+
+
+def test_settings_that_the_suite_no_longer_names_are_compared_too(planned):
+    named = planned(methods=("ewc",), changes={"methods": {"ewc": {"strength": 7.0}}})
+    cell = named.cells[0]
+    folder = RunFolder(named.out)
+    folder.begin(describe(named, load_tasks(named.suite, named.data, named.suite.tasks)))
+    folder.keep(cell, {"cell": dataclasses.asdict(cell), "settings": {"strength": 7.0}, "scores": []})
+    with pytest.raises(ConfigError, match=r"with strength 7, this run gives it 10000: choose another"):
+        _expect_same_settings(planned(methods=("ewc",)), folder)
+    _expect_same_settings(named, folder)
 
 
 def test_workers_leave_when_the_one_they_work_for_is_killed(planned, tmp_path):

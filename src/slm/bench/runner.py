@@ -104,15 +104,19 @@ def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell,
 
 
 def _expect_same_settings(run: Run, folder: RunFolder) -> None:
-    """Refuse to go on beside cells whose method had other settings from the suite's file."""
+    """Refuse to go on beside cells whose method had other settings than it would have now."""
+    from slm.bench.baselines import rival
+    from slm.bench.rival import settle
+
     for cell in run.cells:
         if not folder.has(cell):
             continue
         held = folder.result(cell)["settings"]
-        for name, value in run.preset.methods.get(cell.method, {}).items():
+        wanted = settle(run.preset.methods.get(cell.method, {}), rival(cell.method).defaults)
+        for name, value in wanted.items():
             if held.get(name, value) != value:
                 raise ConfigError(
-                    f"{folder.path} holds {cell.name} with {name} {held[name]:g}, the suite's file says "
+                    f"{folder.path} holds {cell.name} with {name} {held[name]:g}, this run gives it "
                     f"{value:g}: choose another --out"
                 )
 
