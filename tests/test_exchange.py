@@ -514,6 +514,32 @@ def test_an_encoders_adapter_needs_a_head_that_fits(encoder, minilm, moods, tmp_
     assert model.tasks == ()
 
 
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("", "each must be text that is not blank, without blanks around it, got ''"),
+        (" bad", "each must be text that is not blank, without blanks around it, got ' bad'"),
+        ("Good", "'Good' differs from 'good' only in case, blanks or Unicode form"),
+        ("\ud800x", r"'\\ud800x' holds half a character \(U\+D800\): remove it"),
+    ],
+)
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_labels_of_a_head_that_no_file_of_rows_can_give_are_refused(
+    encoder, minilm, moods, tmp_path, label, said, is_noted
+):
+    encoder.export("moods", tmp_path / "out")
+    head, file, labels = tmp_path / "out" / "head.safetensors", tmp_path / "out" / "slm.json", ["bad", "good"]
+    save_file({name: torch.cat([part, part[:1]]) for name, part in load_file(head).items()}, head)
+    notes = json.loads(file.read_text())
+    notes["tasks"][0]["labels"] = [*labels, label]
+    file.write_text(json.dumps(notes))
+    model = ScalableLM.create(tmp_path / "store", minilm, encoder.config)
+    with pytest.raises(DataError, match=rf"labels of the head of .*: {said}"):
+        model.import_adapter(tmp_path / "out", moods, labels=[] if is_noted else [*labels, label])
+    assert model.tasks == ()
+    assert model.store.check() == []
+
+
 def test_the_labels_of_an_encoders_head_may_stand_in_any_order(encoder, minilm, moods, tmp_path):
     encoder.export("moods", tmp_path / "out")
     head = tmp_path / "out" / "head.safetensors"

@@ -189,7 +189,13 @@ def test_a_head_metadata_labels_or_counts_that_cannot_be_stored_are_refused(stor
         store.commit("t", "classify", [], 1, dataclasses.replace(good, increments=()))
     with pytest.raises(StoreError, match="metadata of task 't' cannot be written as JSON"):
         store.commit("t", "classify", [], 1, good, {"when": datetime.now()})
-    for kind, labels, num_examples in [("k", "label", 1), ("k", [1], 1), (None, [], 1), ("k", [], -1)]:
+    for kind, labels, num_examples in [
+        ("k", "label", 1),
+        ("k", [1], 1),
+        ("k", ["\ud800"], 1),
+        (None, [], 1),
+        ("k", [], -1),
+    ]:
         with pytest.raises(StoreError, match="kind is a text, labels are a list of texts"):
             store.commit("t", kind, labels, num_examples, good)
     assert store.check() == []

@@ -24,6 +24,7 @@ from slm.store.foreign import open_foreign, read_floats
 from slm.store.peft_settings import read_json_object
 from slm.store.records import HEAD_FILE
 from slm.tasks import Task
+from slm.tasks.rows import check_labels
 
 # What transformers' classifiers put around a backbone: nothing of it is in the last hidden states.
 _CLASSIFIER = ("classifier", "pre_classifier", "score", "head", "pooler")
@@ -148,6 +149,7 @@ def _read_head(
             "give weight (Y, C) and bias (Y,) of a head that reads mean hidden states"
         )
     found = tuple(labels) or _noted_labels(folder / NOTES)
+    check_labels(found, f"labels of the head of {folder}")
     shapes = {"weight": [len(found), num_channels], "bias": [len(found)]}
     with open_foreign(file) as opened:
         sizes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118

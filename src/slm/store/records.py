@@ -106,11 +106,11 @@ def describe_task(
     """
     check_name(name)
     check_knowledge(knowledge)
-    are_texts = not isinstance(labels, str) and all(isinstance(text, str) for text in (kind, *labels))
+    are_texts = not isinstance(labels, str) and all(map(_is_text, (kind, *labels)))
     if not are_texts or type(num_examples) is not int or num_examples < 0:
         raise StoreError(
             f"task {name!r} cannot be stored with kind {kind!r}, {num_examples!r} examples and these labels: "
-            "kind is a text, labels are a list of texts, examples are counted from 0"
+            "kind is a text, labels are a list of texts without half characters, examples are counted from 0"
         )
     commit_id = uuid.uuid4().hex
     return TaskRecord(
@@ -127,6 +127,14 @@ def describe_task(
         files=(),
         metadata=plain_metadata(name, metadata),
     )
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that can be written as UTF-8."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def folder_of(name: str, commit_id: str) -> str:

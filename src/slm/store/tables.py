@@ -172,9 +172,12 @@ class Tables:
             Whether this call made it visible.
         """
         row = asdict(record) | {"metadata": json.dumps(dict(record.metadata))}
-        rows = pa.Table.from_pylist([row], schema=TASKS_SCHEMA)
         merge = self._tasks.merge_insert("name").when_not_matched_insert_all()
-        return bool(self._write("tasks", lambda: merge.execute(rows)).num_inserted_rows)
+
+        def execute() -> Any:
+            return merge.execute(pa.Table.from_pylist([row], schema=TASKS_SCHEMA))
+
+        return bool(self._write("tasks", execute).num_inserted_rows)
 
     def delete_task(self, record: TaskRecord) -> None:
         """The commit point of forgetting: make a task invisible."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from slm.checked import check_characters
@@ -99,14 +99,44 @@ def _refuse_lookalikes(examples: Sequence[Example], origin: str) -> None:
     places: dict[str, str] = {}
     for number, example in enumerate(examples, start=1):
         places.setdefault(example.target or "", example.place or f"{origin}, row {number}")
+    for first, label in _lookalikes(places):
+        raise DataError(
+            f"{places[label]}: label {label!r} differs from {first!r} only in case, blanks or Unicode form, "
+            "and they would be two labels: write them alike, or change one of them"
+        )
+
+
+def _lookalikes(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Every label after one that it looks like."""
     first_of: dict[str, str] = {}
-    for label, place in places.items():
+    for label in labels:
         first = first_of.setdefault(fold(unicodedata.normalize("NFC", label)), label)
         if first != label:
+            yield first, label
+
+
+def check_labels(labels: Sequence[str], what: str) -> None:
+    """Refuse labels that no file of rows can give: each is text without blanks around it, none like another.
+
+    Args:
+        labels: that come from elsewhere than rows.
+        what: how to call them in an error.
+
+    Raises:
+        DataError: one is not such a text, or looks like another.
+    """
+    for label in labels:
+        if not isinstance(label, str) or not label.strip() or label != label.strip():
             raise DataError(
-                f"{place}: label {label!r} differs from {first!r} only in case, blanks or Unicode form, and "
-                "they would be two labels: write them alike, or change one of them"
+                f"{what}: each must be text that is not blank, without blanks around it, got {shown(label)}: "
+                "mend it"
             )
+        check_characters(label, f"{what}: {shown(label)}")
+    for first, label in _lookalikes(labels):
+        raise DataError(
+            f"{what}: {label!r} differs from {first!r} only in case, blanks or Unicode form: "
+            "change one of them"
+        )
 
 
 def to_question(row: Row) -> str | tuple[Message, ...]:
