@@ -123,6 +123,29 @@ def test_a_large_rank_among_many_small_ones_is_refused_by_its_number(monkeypatch
     assert bank.load([*many[:7], large])  # a few zeros less
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_layers_that_most_increments_lack_count_as_zeros_whenever_they_come(monkeypatch, is_late):
+    bank, narrow, wide = Bank(LAYERS), [increment(seed, names=("a",)) for seed in range(5)], increment(9)
+    limit = 4 * 2 * 4 * (3 + 4)  # bytes of 4 empty slots of rank 2 in layer b
+    monkeypatch.setattr(bank_module, "MAX_FILLED_BYTES", limit)
+    if is_late:
+        bank.load(narrow)
+    with pytest.raises(
+        IncrementError, match=r"in one batch with 5 others, of ranks from 2 and layers from 1 on"
+    ):
+        bank.load([*narrow, wide])
+    slots = bank.load([*narrow[:4], wide])
+    assert bank.num_slots == 5
+    torch.testing.assert_close(bank.shelves["b"].down[slots[4]], wide.pairs["b"].A)
+
+
+def test_empty_slots_are_not_made_where_they_would_be_too_many_zeros(monkeypatch):
+    bank, increments = Bank(LAYERS), [increment(seed) for seed in range(5)]
+    monkeypatch.setattr(bank_module, "MAX_FILLED_BYTES", 0)
+    bank.load(increments)
+    assert bank.num_slots == 5
+
+
 def test_a_layer_that_no_increment_changes_takes_no_memory():
     bank = Bank(LAYERS)
     bank.load([increment(0, names=("a",))])

@@ -10,7 +10,7 @@ their addresses and shapes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -27,7 +27,7 @@ SPARE_ROOM = 2
 """How many times what the largest request needed may be held, so that requests can take turns in it."""
 
 MAX_FILLED_BYTES = 2 << 30
-"""Zeros that may fill up increments of smaller ranks beside a large one, in bytes."""
+"""Zeros that may fill up what increments of one request do not have, ranks and layers, in bytes."""
 
 
 @runtime_checkable
@@ -180,8 +180,9 @@ class Bank:
         """The slot of each of some increments; those that have none are written.
 
         Raises:
-            IncrementError: an increment does not fit a layer; the bank is empty then. Or one has so large a
-                rank that the others would be filled up with more than :data:`MAX_FILLED_BYTES` of zeros.
+            IncrementError: an increment does not fit a layer; the bank is empty then. Or they differ so much
+                in rank or layers that they would be filled up with more than :data:`MAX_FILLED_BYTES` of
+                zeros.
         """
         wanted = {id(increment): increment for increment in increments}
         rank = max(increment.rank for increment in increments)
@@ -189,7 +190,8 @@ class Bank:
         # Those that are there were looked at when they came.
         new = [increment for key, increment in wanted.items() if key not in alive]
         is_widened = self._is_float16 and not all(map(_is_float16, new))
-        if len(wanted) > self.num_slots or rank > self.rank or is_widened:
+        is_small = len(wanted) > self.num_slots or rank > self.rank
+        if is_small or is_widened or self._has_wasteful_layers(new):
             self._make_room(list(wanted.values()), rank)
             alive = {}
         slots = {key: alive[key] for key in wanted if key in alive}
@@ -209,9 +211,12 @@ class Bank:
         self._check_filled(increments, rank)
         # Powers of two, so that few shapes are ever seen.
         num_slots = 1 << (len(increments) - 1).bit_length()
+        if self._filled_bytes(increments, num_slots, rank) > MAX_FILLED_BYTES:
+            num_slots = len(increments)
         most_ranks = max(self._most_ranks, num_slots * rank)
         joint = max(num_slots, self.num_slots), max(rank, self.rank)
-        if joint[0] * joint[1] <= SPARE_ROOM * most_ranks:
+        is_little_more = joint[0] * joint[1] <= SPARE_ROOM * most_ranks
+        if is_little_more and self._filled_bytes(increments, *joint) <= MAX_FILLED_BYTES:
             num_slots, rank = joint
         self.clear()
         self._kept, self.rank, self._most_ranks = [None] * num_slots, rank, most_ranks
@@ -219,17 +224,36 @@ class Bank:
 
     def _check_filled(self, increments: Sequence[LowRank], rank: int) -> None:
         """Refuse more zeros than are allowed, before room is made for them."""
-        num_filled = sum(rank - increment.rank for increment in increments)
-        names = {name for increment in increments for name in increment.pairs}
-        shelves = [shelf for name, shelf in self.shelves.items() if name in names]
-        size = num_filled * sum((x.num_in + x.num_out) * x.dtype.itemsize for x in shelves)
+        size = self._filled_bytes(increments, len(increments), rank)
         if size > MAX_FILLED_BYTES:
+            ranks = min(increment.rank for increment in increments)
+            layers = min(len(increment.pairs) for increment in increments)
             raise IncrementError(
                 f"an increment of rank {rank} in one batch with {len(increments) - 1} others, of ranks from "
-                f"{min(increment.rank for increment in increments)}, would take {size / 2**30:.1f} GiB of "
-                f"zeros, {MAX_FILLED_BYTES / 2**30:.1f} are allowed: ask its task by itself, or learn or "
-                "import it with a rank like theirs"
+                f"{ranks} and layers from {layers} on, would take {size / 2**30:.1f} GiB of zeros, "
+                f"{MAX_FILLED_BYTES / 2**30:.1f} are allowed: ask its task by itself, or learn or import it "
+                "with a rank and layers like theirs"
             )
+
+    def _filled_bytes(
+        self, increments: Sequence[LowRank], num_slots: int, rank: int, names: Collection[str] | None = None
+    ) -> int:
+        """Bytes of zeros in so much room for increments, in all layers that they change or in these."""
+        num_ranks: dict[str, int] = {}
+        for increment in increments:
+            for name in self.shelves.keys() & increment.pairs.keys() if names is None else names:
+                held = increment.rank if name in increment.pairs else 0
+                num_ranks[name] = num_ranks.get(name, 0) + held
+        return sum(
+            (num_slots * rank - held) * (shelf.num_in + shelf.num_out) * shelf.dtype.itemsize
+            for shelf, held in ((self.shelves[name], held) for name, held in num_ranks.items())
+        )
+
+    def _has_wasteful_layers(self, new: Sequence[LowRank]) -> bool:
+        """Whether layers that only new increments change would hold too many zeros in the room there is."""
+        names = {name for increment in new for name in self.shelves.keys() & increment.pairs.keys()}
+        names = {name for name in names if not len(self.shelves[name].down)}
+        return self._filled_bytes(new, self.num_slots, self.rank, names) > MAX_FILLED_BYTES
 
     def _alive(self) -> dict[int, int]:
         """The slot of each increment that is there, by its id."""
