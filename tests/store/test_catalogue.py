@@ -180,6 +180,19 @@ def test_keys_that_could_not_be_used_again_are_refused_before_anything_is_writte
     assert store.check() == []
 
 
+@pytest.mark.parametrize("name", ["means", "scales", "radius"])
+def test_keys_that_are_no_numbers_are_told_by_their_task(store, worker, name):
+    good = worker.knowledge(1).keys
+    bad = torch.full_like(getattr(good, name), torch.nan) if name != "radius" else -1.0
+    record = worker.commit(store, "t", 1)
+    store._tables.delete_keys([record.commit_id])
+    store._tables.add_keys(record.commit_id, "t", dataclasses.replace(good, **{name: bad}))
+    with pytest.raises(
+        StoreError, match=r"keys of task 't' are damaged \(they hold NaN or infinity\): restore"
+    ):
+        store.all_keys([record], has_scatter=False)
+
+
 def test_a_head_metadata_labels_or_counts_that_cannot_be_stored_are_refused(store, worker):
     good = worker.knowledge(1)
     bad_head = dataclasses.replace(good, head={"weight": torch.tensor([torch.nan])})

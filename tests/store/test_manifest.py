@@ -24,6 +24,26 @@ def test_a_missing_folder_a_file_and_a_folder_that_is_no_store_are_told_apart(tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_creation_cut_short_is_told_but_never_of_a_folder_with_tasks(tmp_path, monkeypatch):
+    def cut_short(*_):
+        raise KeyboardInterrupt
+
+    path, manifest = tmp_path / "store", Manifest("a/backbone", "f", {})
+    monkeypatch.setattr("slm.store.catalogue.write_manifest", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        Store.create(path, manifest)
+    for attempt in (lambda: Store.open(path), lambda: Store.create(path, manifest)):
+        with pytest.raises(
+            StoreError, match=r"creation was cut short, no task is in it\): delete the folder"
+        ):
+            attempt()
+    (path / "tasks" / "precious").touch()
+    with pytest.raises(StoreError, match=r"it has no store.json"):
+        Store.open(path)
+    with pytest.raises(StoreError, match=r"is not empty"):
+        Store.create(path, manifest)
+
+
 def test_a_store_of_a_newer_format_is_refused(store):
     file = store.path / "store.json"
     file.write_text(json.dumps({"format": FORMAT_VERSION + 1, "something": "else"}))

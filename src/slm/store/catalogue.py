@@ -34,7 +34,7 @@ from slm.retrieval.keys import TaskKeys
 from slm.store.background import background_problems, read_background, write_background
 from slm.store.folders import TaskFolders
 from slm.store.lock import uninterrupted, writing
-from slm.store.manifest import Manifest, read_manifest, read_version, write_manifest
+from slm.store.manifest import Manifest, read_manifest, read_version, refuse_begun, write_manifest
 from slm.store.migrations import FORMAT_VERSION, pending_steps
 from slm.store.records import TASKS_FOLDER, FileRecord, TaskKnowledge, TaskRecord, describe_task
 from slm.store.sums import Snapshots, sum_exactly
@@ -97,6 +97,7 @@ class Store:
         path = Path(path).absolute()
         try:
             if path.exists() and any(path.iterdir()):
+                refuse_begun(path)
                 raise StoreError(f"{path} is not empty: open it if it is a store, or choose another folder")
         except OSError as error:
             raise _no_place(path, error) from error

@@ -12,6 +12,7 @@ from slm.errors import StoreError
 from slm.store.values import replace_bytes
 
 MANIFEST_NAME = "store.json"
+_PARTS = {"tasks", "pooled", "catalogue", "background.safetensors"}  # made before it
 
 
 def utc_now() -> str:
@@ -90,11 +91,31 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(source, fingerprint, config, created, background)
 
 
+def refuse_begun(path: Path) -> None:
+    """Say so where a folder holds a store whose creation was cut short, and nothing else.
+
+    Raises:
+        StoreError: it does.
+    """
+    try:
+        names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")}
+        is_begun = "tasks" in names and names <= _PARTS
+        is_empty = is_begun and not any(any((path / name).glob("*")) for name in ("tasks", "pooled"))
+    except OSError:
+        return
+    if is_empty:
+        raise StoreError(
+            f"{path} is not a store (its creation was cut short, no task is in it): delete the folder and "
+            "make the store again"
+        )
+
+
 def _read(path: Path) -> dict[str, object]:
     if not path.is_dir():
         raise StoreError(f"no store at {path}: make one with slm init or correct the path")
     file = path / MANIFEST_NAME
     if not file.is_file():
+        refuse_begun(path)
         raise StoreError(f"{path} is not a store (it has no {MANIFEST_NAME}): give the folder of a store")
     try:
         found = json.loads(file.read_bytes())

@@ -233,7 +233,7 @@ def assemble_keys(record: TaskRecord, rows: list[dict[str, Any]], scatter: Tenso
     """A task's keys from its rows of the table ``keys`` and its (P,) float32 scatter.
 
     Raises:
-        StoreError: rows are missing or do not fit together.
+        StoreError: rows are missing, do not fit together or hold no numbers that can be computed with.
     """
     rows = sorted(rows, key=lambda row: row["index"])
     widths = {len(row["mean"]) for row in rows}
@@ -243,13 +243,21 @@ def assemble_keys(record: TaskRecord, rows: list[dict[str, Any]], scatter: Tenso
             f"keys of task {record.name!r} are damaged ({len(rows)} rows for {record.num_keys} keys): "
             "restore the catalogue from a copy or forget the task"
         )
+    means = torch.tensor([row["mean"] for row in rows], dtype=torch.float64)
+    scales, radius = torch.tensor(rows[0]["scales"], dtype=torch.float64), rows[0]["radius"]
+    # A radius may be infinite: such a task never abstains.
+    if not (bool(means.isfinite().all()) and bool(scales.isfinite().all()) and radius >= 0):
+        raise StoreError(
+            f"keys of task {record.name!r} are damaged (they hold NaN or infinity): "
+            "restore the catalogue from a copy or forget the task"
+        )
     return TaskKeys(
-        means=torch.tensor([row["mean"] for row in rows], dtype=torch.float64),
+        means=means,
         counts=torch.tensor([row["count"] for row in rows], dtype=torch.int64),
         scatter=scatter,
         increments=torch.tensor([row["increment"] for row in rows], dtype=torch.int64),
-        scales=torch.tensor(rows[0]["scales"], dtype=torch.float64),
-        radius=rows[0]["radius"],
+        scales=scales,
+        radius=radius,
     )
 
 
