@@ -119,16 +119,17 @@ def change(*names: str) -> Increment:
 
 
 def test_what_cannot_be_merged_is_refused_and_nothing_is_changed():
-    good, wide, twin = linear(), linear(8), linear()
-    twin.base.weight = good.base.weight
+    good, wide, twin, shared = linear(), linear(8), linear(), linear()
+    twin.base.weight = shared.base.weight
     quantised = linear()
     quantised.base.weight = nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
-    layers = {"good": good, "wide": wide, "twin": twin, "quantised": quantised}
+    layers = {"good": good, "wide": wide, "twin": twin, "shared": shared, "quantised": quantised}
     before = good.base.weight.clone()
     for names, error, said in [
         (("good", "other"), IncrementError, "changes other, which is not re-parameterized"),
         (("good", "wide"), IncrementError, "at wide maps 4 to 3 features, the layer 8 to 3"),
-        (("good", "twin"), BackboneError, "twin shares its weights with good"),
+        (("good", "shared", "twin"), BackboneError, "shared shares its weights with twin"),
+        (("good", "twin"), BackboneError, "twin shares its weights with shared"),
         (("good", "quantised"), BackboneError, "quantised holds quantised weights"),
     ]:
         with pytest.raises(error, match=said):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -58,6 +60,15 @@ def test_chat_without_a_template_is_refused(minilm):
         BackboneError, match=r"needs a tokenizer with a chat template, this one has none: use 'plain'"
     ):
         Renderer(minilm.renderer.tokenizer, "chat", 128)
+
+
+def test_a_pad_token_that_the_backbone_has_no_row_for_is_not_used(smollm2):
+    tokenizer = copy.deepcopy(smollm2.renderer.tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    new, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    sizes = {None: new, new + 1: new, new: end, end: 0}
+    found = {size: Renderer(tokenizer, "plain", 128, num_embeddings=size).pad_id for size in sizes}
+    assert found == sizes
 
 
 def test_positions_count_only_real_tokens(smollm2):

@@ -75,7 +75,7 @@ class Backbone:
             )
         self.start_id = _start_id(source, model) if kind is BackboneKind.SEQUENCE_TO_SEQUENCE else None
         self.side = "left" if kind is BackboneKind.CAUSAL else "right"
-        self.renderer = _renderer(kind, tokenizer, config, self.window)
+        self.renderer = _renderer(kind, tokenizer, config, self.window, _num_embeddings(model))
         self.fingerprint = _fingerprint(model, tokenizer)
         self._linear = find_linear(model, self._probe())
         self.reparameterizer = Reparameterizer(
@@ -253,14 +253,23 @@ class Backbone:
         return getattr(self.model, self.model.base_model_prefix, self.model)
 
 
-def _renderer(kind: BackboneKind, tokenizer: Any, config: BackboneConfig, window: int) -> Renderer:
+def _num_embeddings(model: Any) -> int | None:
+    """Rows of the model's table of tokens; None where it does not say them."""
+    found: int | None = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return found
+
+
+def _renderer(
+    kind: BackboneKind, tokenizer: Any, config: BackboneConfig, window: int, num_embeddings: int | None
+) -> Renderer:
     """How prompts are written: as they are for whatever has an encoder, else as configured."""
     wanted = config.prompt_format
     if wanted == "auto":
         wanted = "chat" if tokenizer.chat_template else "plain"
     prompt_format = wanted if kind is BackboneKind.CAUSAL else "raw"
     is_apart = kind is BackboneKind.SEQUENCE_TO_SEQUENCE
-    return Renderer(tokenizer, prompt_format, config.max_tokens or min(window, 512), is_apart=is_apart)
+    max_tokens = config.max_tokens or min(window, 512)
+    return Renderer(tokenizer, prompt_format, max_tokens, is_apart=is_apart, num_embeddings=num_embeddings)
 
 
 def _window(model: Any) -> int:

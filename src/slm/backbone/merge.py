@@ -129,25 +129,28 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _check(layers: Mapping[str, ReparameterizedLinear], increment: LowRank) -> None:
-    seen: dict[int, str] = {}
+    weights = {name: layer.weight for name, layer in layers.items()}
+    names_of: dict[int, list[str]] = {}
+    for name, weight in weights.items():
+        names_of.setdefault(id(weight), []).append(name)
     for name, pair in increment.pairs.items():
         if name not in layers:
             raise IncrementError(
                 f"an increment changes {name}, which is not re-parameterized in this backbone: "
                 "it was learned with other targets or another model"
             )
-        weight = layers[name].weight
+        weight = weights[name]
         if is_quantised(weight):
             raise BackboneError(
                 f"{name} holds quantised weights, into which nothing can be merged exactly: "
                 "set backbone.quantization to 'none'"
             )
-        if id(weight) in seen:
+        others = [other for other in names_of[id(weight)] if other != name]
+        if others:
             raise BackboneError(
-                f"{name} shares its weights with {seen[id(weight)]}, so merging would change both: "
+                f"{name} shares its weights with {others[0]}, so merging would change both: "
                 "ask without merging"
             )
-        seen[id(weight)] = name
         fitting = layers[name].shape
         if fitting != (pair.B.shape[0], pair.A.shape[1]):
             raise IncrementError(

@@ -80,10 +80,18 @@ class Renderer:
         max_tokens: longest row, answer included; where prompt and answer are apart, longest of either.
         is_apart: the answer is a sequence of its own, as in sequence-to-sequence backbones, and not the
             continuation of the prompt.
+        num_embeddings: rows of the backbone's table of tokens; a tokenizer may know more tokens, and pads
+            with none of those. None takes the tokenizer's word.
     """
 
     def __init__(
-        self, tokenizer: Any, prompt_format: str, max_tokens: int, *, is_apart: bool = False
+        self,
+        tokenizer: Any,
+        prompt_format: str,
+        max_tokens: int,
+        *,
+        is_apart: bool = False,
+        num_embeddings: int | None = None,
     ) -> None:
         if prompt_format == "chat" and not tokenizer.chat_template:
             raise BackboneError(
@@ -94,7 +102,9 @@ class Renderer:
         self.max_tokens = max_tokens
         self.is_apart = is_apart
         self.pad_id = next(
-            int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None
+            int(i)
+            for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+            if i is not None and (num_embeddings is None or i < num_embeddings)
         )
         self._head, self._tail = self._common_frame() if is_apart or prompt_format != "raw" else ([], [])
 
