@@ -8,17 +8,19 @@ import pytest
 
 from slm.bench.cells import Cell, RunFolder
 from slm.errors import ConfigError, DataError
+from tests.bench.test_run_page import RUN
+from tests.bench.test_run_page import cell as result
 
-WHAT = {"suite": "long", "preset": "cpu", "digest": "d", "data": {"a": "1"}, "backbone": "minilm"}
+WHAT = {**RUN, "data": {"a": "1"}}
 
 
 def test_a_cell_is_kept_once_and_a_second_result_changes_nothing(tmp_path):
     folder, cell = RunFolder(tmp_path / "run"), Cell("slm", "8", 0)
     folder.begin(WHAT)
     assert not folder.has(cell)
-    first = {"cell": {}, "settings": {}, "scores": [[1]]}
+    first = result("slm", "8", [[1], [1, 1]])
     folder.keep(cell, first)
-    folder.keep(cell, {**first, "scores": [[2]]})
+    folder.keep(cell, {**first, "scores": [[2], [2, 2]]})
     assert folder.has(cell)
     assert folder.results() == [folder.result(cell)] == [first]
     assert [p.name for p in (tmp_path / "run" / "cells").iterdir()] == ["slm--order-8--seed-0.json"]
@@ -67,6 +69,22 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     (tmp_path / "cells" / "x.json").write_text("{}")
     with pytest.raises(DataError, match=r"x.json is no result of a cell, it lacks cell"):
         RunFolder(tmp_path).results()
+
+
+def test_a_file_that_lacks_what_is_always_written_is_named_with_it(tmp_path):
+    folder, whole = RunFolder(tmp_path), result("slm", "8", [[1], [1, 1]])
+    folder.begin(WHAT)
+    file = tmp_path / "cells" / "x.json"
+    for part in ("title", "environment", "num_refused"):
+        file.write_text(json.dumps({name: value for name, value in whole.items() if name != part}))
+        with pytest.raises(DataError, match=f"x.json is no result of a cell, it lacks {part}: delete it"):
+            folder.results()
+    file.write_text(json.dumps({**whole, "cell": {"method": "slm"}}))
+    with pytest.raises(DataError, match=r"it lacks cell\.order"):
+        folder.results()
+    (tmp_path / "run.json").write_text(json.dumps({"suite": "long"}))
+    with pytest.raises(DataError, match=r"run\.json describes no run, it lacks preset: delete it"):
+        folder.description()
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):

@@ -110,6 +110,11 @@ def test_means_spreads_and_gaps_are_those_of_the_formulas():
     assert slm.forward_transfer.mean == pytest.approx(((0.7 - 0.6) + (0.9 - 0.85)) / 2)
 
 
+def test_tasks_learned_alone_are_no_finished_run():
+    with pytest.raises(DataError, match="the run has no finished cell yet"):
+        leaderboard(RESULTS[-2:])
+
+
 def test_bounds_stand_last_and_a_joint_method_has_no_forgetting():
     assert [line.method for line in leaderboard(RESULTS)] == ["slm", "joint", "oracle"]
     joint = line_of("joint")

@@ -17,6 +17,7 @@ from slm.bench.runner import _expect_same_settings, describe, run_cell
 from slm.bench.suite_data import load_tasks
 from slm.cli.main import main
 from slm.errors import ConfigError, LearningError
+from tests.bench.test_run_page import cell as result
 from tests.bench.test_suite import SUITE, write_data
 
 TIMES = ("time_s", "learn_s", "ask_s", "retrieve_s", "started")
@@ -146,7 +147,7 @@ def test_settings_that_the_suite_no_longer_names_are_compared_too(planned):
     cell = named.cells[0]
     folder = RunFolder(named.out)
     folder.begin(describe(named, load_tasks(named.suite, named.data, named.suite.tasks)))
-    folder.keep(cell, {"cell": dataclasses.asdict(cell), "settings": {"strength": 7.0}, "scores": []})
+    folder.keep(cell, result("ewc", cell.order, [[1], [1, 1]], settings={"strength": 7.0}))
     with pytest.raises(ConfigError, match=r"with strength 7, this run gives it 10000: choose another"):
         _expect_same_settings(planned(methods=("ewc",)), folder)
     _expect_same_settings(named, folder)

@@ -16,6 +16,15 @@ from slm.errors import ConfigError, DataError
 RUN_FILE = "run.json"
 CELLS = "cells"
 
+_OF_RUN = ("suite", "preset", "title", "about", "options", "digest", "bytes_per_task_of_1_percent")
+_OF_CELL = (
+    *("cell", "settings", "scores", "title", "tasks", "num_examples", "needs_task_id", "is_joint"),
+    *("replayed_share", "learn_s", "size_bytes", "ask_s", "num_asked", "retrieve_s", "confusion"),
+    *("num_refused", "time_s", "environment"),
+)
+_WITHIN = {"cell": ("method", "order", "seed", "per_label"), "environment": ("commit", "device")}
+"""What a run and a cell always say, and what of it says more."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
@@ -69,7 +78,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} cannot be written ({error.strerror}): choose another --out"
             ) from None
-        held = self.description()
+        held = _read(self.path / RUN_FILE)
         differing = [name for name in ("digest", "data", "backbone") if held.get(name) != description[name]]
         if held.get("outside_data", description.get("outside_data")) != description.get("outside_data"):
             differing.append("data of tasks outside")
@@ -85,7 +94,13 @@ class RunFolder:
         Raises:
             DataError: no run lies here, or its file is damaged.
         """
-        return _read(self.path / RUN_FILE)
+        found = _read(self.path / RUN_FILE)
+        if missing := [name for name in _OF_RUN if name not in found]:
+            raise DataError(
+                f"{self.path / RUN_FILE} describes no run, it lacks {missing[0]}: delete it and run the same "
+                "command again"
+            )
+        return found
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell is finished."""
@@ -158,6 +173,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _read_cell(path: Path) -> dict[str, Any]:
     found = _read(path)
-    if missing := sorted({"cell", "settings", "scores"} - set(found)):
+    missing = [name for name in _OF_CELL if name not in found]
+    for whole, parts in _WITHIN.items():
+        inner = found.get(whole)
+        missing += [f"{whole}.{part}" for part in parts if not isinstance(inner, dict) or part not in inner]
+    if missing:
         raise DataError(f"{path} is no result of a cell, it lacks {missing[0]}: delete it and run it again")
     return found

@@ -99,9 +99,9 @@ def leaderboard(results: Sequence[Result]) -> list[Line]:
     """One line per method and number of examples, bounds last, otherwise by average.
 
     Raises:
-        DataError: there is no result.
+        DataError: there is no result of more than one task alone.
     """
-    if not results:
+    if all(is_alone(result) for result in results):
         raise DataError("the run has no finished cell yet: run `slm bench` first")
     groups: dict[tuple[str, int | None], list[Result]] = defaultdict(list)
     for result in results:
