@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from slm.bench.cells import Cell, RunFolder
 from slm.bench.environment import environment
+from slm.bench.scratch import clear_scratch, scratch_folder
 from slm.bench.suite import ALONE, METRICS, Preset, Suite
 from slm.bench.suite_data import load_tasks, training_task
 from slm.errors import ConfigError, LearningError, SlmError
@@ -24,6 +24,9 @@ from slm.tasks import Stream, Task
 
 _BYTES_PER_CELL = 3 << 30
 """Memory that one cell of a small backbone may take; larger ones are given --jobs."""
+
+SCRATCH = "scratch"
+"""Where in a run's folder its cells have a folder each while they are computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell,
     tasks = load_tasks(run.suite, run.data, (*run.suite.tasks, *run.suite.outside))
     folder = RunFolder(run.out)
     folder.begin(describe(run, tasks))
+    clear_scratch(run.out / SCRATCH)
     left = [cell for cell in run.cells if not folder.has(cell)]
     _expect_same_settings(run, folder)
     if num_jobs is None:
@@ -225,12 +229,12 @@ def run_cell(run: Run, cell: Cell, num_threads: int | None = None) -> dict[str, 
     order = suite.order(cell.order)
     stream = Stream(tuple(training_task(loaded[n], preset, cell.per_label, cell.seed) for n in order))
     learning = replace(preset.config.learning, seed=cell.seed)
-    with tempfile.TemporaryDirectory(prefix="slm-bench-") as scratch:
+    with scratch_folder(run.out / SCRATCH) as scratch:
         setup = Setup(
             backbone=_backbone(preset),
             config=replace(preset.config, learning=learning),
             seed=cell.seed,
-            scratch=Path(scratch),
+            scratch=scratch,
             learned=run.out / "learned",
             settings=dict(preset.methods.get(cell.method, {})),
             max_new_tokens=preset.max_new_tokens,
