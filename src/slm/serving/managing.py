@@ -18,6 +18,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from slm.backbone.backbone import BackboneKind
 from slm.errors import TaskError
+from slm.increments.increment import Increment
 from slm.serving.answering import Desk
 from slm.serving.answers import Forgotten, JobCard, JobList, TaskCard, TaskList
 from slm.serving.refusals import Refused, unknown_task
@@ -149,7 +150,12 @@ def adapter_router(desk: Desk, settings: ServingSettings) -> APIRouter:
         if desk.engine.model.backbone.kind is not BackboneKind.CAUSAL:
             raise Refused(400, "only causal backbones load adapters by name", "invalid_adapter")
         folder = _inside(settings.adapters_folder, body.lora_path or "")
-        await asyncio.to_thread(_load, desk, body.lora_name, folder)
+        record, increment = await asyncio.to_thread(_read, desk, body.lora_name, folder)
+        before = desk.engine.adapters.get(record.name)
+        desk.engine.model.supply.loaded[record.commit_id] = increment
+        desk.engine.adapters = desk.engine.adapters | {record.name: record}
+        if before is not None:
+            desk.engine.call(lambda: _drop(desk, before))
         return {"status": "loaded", "lora_name": body.lora_name}
 
     @router.post("/unload_lora_adapter")
@@ -182,7 +188,7 @@ def _inside(folder: Path, path: str) -> Path:
     return found
 
 
-def _load(desk: Desk, name: str, folder: Path) -> None:
+def _read(desk: Desk, name: str, folder: Path) -> tuple[TaskRecord, Increment]:
     model = desk.engine.model
     shapes = {layer: module.shape for layer, module in model.backbone.reparameterizer.layers.items()}
     increment = read_peft_adapter(folder, shapes, model.backbone.model.base_model_prefix).increment
@@ -201,8 +207,7 @@ def _load(desk: Desk, name: str, folder: Path) -> None:
         (),
         {"needs_two_passes": not set(model.targets).issuperset(increment.pairs)},
     )
-    model.supply.loaded[commit_id] = increment
-    desk.engine.adapters = desk.engine.adapters | {name: record}
+    return record, increment
 
 
 def _drop(desk: Desk, record: TaskRecord) -> None:

@@ -24,6 +24,10 @@ class Routing:
         model: gives increments.
         knowledge: what is decided from.
         rows: the requests.
+        adapters: loaded by name.
+
+    Raises:
+        Refused: a row's own task or adapter is gone.
     """
 
     def __init__(
@@ -34,13 +38,11 @@ class Routing:
         adapters: Mapping[str, TaskRecord],
     ) -> None:
         self._model, self._rows, self.knowledge = model, rows, knowledge
-        self._forced = dict(adapters) | {record.name: record for record in knowledge.records}
+        stored = {record.name: record for record in knowledge.records}
+        self._own = [_own(row, adapters, stored) for row in rows]
         self.shares: list[Shares] = [()] * len(rows)
         self.mixture: Mixture | None = None
         self._numbers = {record.commit_id: n for n, record in enumerate(knowledge.records)}
-        for row in rows:
-            if row.task is not None and row.task not in self._forced:
-                raise unknown_task(row.task)
 
     @property
     def needs_queries(self) -> bool:
@@ -48,15 +50,15 @@ class Routing:
         if not self.knowledge.records:
             return False
         return any(
-            row.is_routed or (row.task is not None and self._forced[row.task].num_increments > 1)
-            for row in self._rows
+            row.is_routed or (own is not None and own.num_increments > 1)
+            for row, own in zip(self._rows, self._own, strict=True)
         )
 
     @property
     def needs_two_passes(self) -> bool:
         """Whether a row may bend the very layers that make the query."""
-        own = [self._forced[row.task] for row in self._rows if row.task is not None]
-        return self.knowledge.needs_two_passes or any(r.metadata.get("needs_two_passes") for r in own)
+        bent = (own.metadata.get("needs_two_passes") for own in self._own if own is not None)
+        return self.knowledge.needs_two_passes or any(bent)
 
     def decide(self, queries: Tensor | None = None, reread: Reread | None = None) -> Mixture:
         """The mixture of all rows.
@@ -65,12 +67,12 @@ class Routing:
             queries: (B, C); None where no row needs them.
             reread: reads the query of a row by itself.
         """
-        by_choice: dict[str | None, list[int]] = {}
-        for number, row in enumerate(self._rows):
-            if row.task is not None or (row.is_routed and queries is not None):
-                by_choice.setdefault(row.task, []).append(number)
-        for task, numbers in by_choice.items():
-            for number, shares in zip(numbers, self._choose(task, numbers, queries, reread), strict=True):
+        by_choice: dict[str | None, tuple[TaskRecord | None, list[int]]] = {}
+        for number, (row, own) in enumerate(zip(self._rows, self._own, strict=True)):
+            if own is not None or (row.is_routed and queries is not None):
+                by_choice.setdefault(None if own is None else own.commit_id, (own, []))[1].append(number)
+        for own, numbers in by_choice.values():
+            for number, shares in zip(numbers, self._choose(own, numbers, queries, reread), strict=True):
                 self.shares[number] = shares
         self.mixture = self._model.supply.mixture(self.shares)
         return self.mixture
@@ -96,15 +98,26 @@ class Routing:
         return Decided(tuple(names), is_abstained, self.knowledge.version, len(asked.row.prompt))
 
     def _choose(
-        self, task: str | None, rows: Sequence[int], queries: Tensor | None, reread: Reread | None
+        self, own: TaskRecord | None, rows: Sequence[int], queries: Tensor | None, reread: Reread | None
     ) -> Sequence[Shares]:
         known = self.knowledge
-        if task is not None:
-            record = self._forced[task]
-            if record.num_increments == 1:
-                return [[Share(record, 0, 1.0)]] * len(rows)
-            known = self._model.reader.read([record], known.version, is_abstaining=False)
+        if own is not None:
+            if own.num_increments == 1:
+                return [[Share(own, 0, 1.0)]] * len(rows)
+            known = self._model.reader.read([own], known.version, is_abstaining=False)
         assert known.retriever is not None
         assert queries is not None
-        own = None if reread is None else lambda place: reread(rows[place])
-        return shares_of(known.retriever(queries[list(rows)], own), known.records)
+        by_place = None if reread is None else lambda place: reread(rows[place])
+        return shares_of(known.retriever(queries[list(rows)], by_place), known.records)
+
+
+def _own(
+    row: Asked, adapters: Mapping[str, TaskRecord], stored: Mapping[str, TaskRecord]
+) -> TaskRecord | None:
+    """The adapter or the task that a row forces; they may have one name, but not one model."""
+    if row.task is None:
+        return None
+    found = (adapters if row.task == row.model else stored).get(row.task)
+    if found is None:
+        raise unknown_task(row.task)
+    return found
