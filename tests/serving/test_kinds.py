@@ -26,7 +26,9 @@ def test_a_decoder_whose_first_token_is_fixed_begins_with_it(tmp_path):
         backbone.model.generation_config.forced_bos_token_id = 300
     own = ScalableLM.open(tmp_path / "store", library).ask(COOK, max_new_tokens=8)[0]
     with serving(ScalableLM.open(tmp_path / "store", served)) as address:
-        told = chat(address, COOK)
+        told = chat(address, COOK, logprobs=True, top_logprobs=2)
+    others = told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert [other["logprob"] for other in others] == [0.0, -9999.0]
     first = library.renderer.tokenizer.decode([300]).strip()
     assert first
     assert told["choices"][0]["message"]["content"] == own.text

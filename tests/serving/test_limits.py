@@ -17,11 +17,13 @@ from pydantic import ValidationError
 
 from slm.cli.main import main
 from slm.errors import ConfigError, SlmError
+from slm.serving.completions import _chat_logprobs
 from slm.serving.keys import add_key
 from slm.serving.refusals import Refused, invalid_body, refuse
 from slm.serving.running import bind, listen
 from slm.serving.schema import ChatRequest
 from slm.serving.settings import ServingSettings
+from slm.serving.work import TokenChance
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import SUM
 
@@ -300,3 +302,16 @@ def test_what_is_no_meant_error_stays_in_the_log():
     assert refuse(SlmError("x")).status == 500
     kept = Refused(418, "short and stout", "teapot")
     assert refuse(kept) is kept
+
+
+def test_a_token_that_is_a_part_of_a_character_has_no_bytes():
+    told = _chat_logprobs([TokenChance("\ufffd", -1.0, (("é", -1.0),))])["content"][0]
+    assert told["bytes"] is None
+    assert told["top_logprobs"][0]["bytes"] == [0xC3, 0xA9]
+
+
+def test_the_first_text_of_a_stream_is_timed_once(store, tiny_folder):
+    with serving(fresh_model(store, tiny_folder)) as address:
+        body = {"prompt": [SUM, SUM], "max_tokens": 12, "stream": True, "n": 2}
+        assert httpx2.post(f"{address}/v1/completions", json=body, timeout=60).text.count("data:") > 4
+        assert "\nslm_first_token_seconds_count 1.0" in httpx2.get(f"{address}/metrics").text

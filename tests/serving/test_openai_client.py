@@ -73,8 +73,11 @@ def test_text_completions_take_several_prompts_and_tell_log_probabilities(client
         assert choice.text == library.ask(question, max_new_tokens=6)[0].text
         assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == 6
     assert answer.choices[0].slm["mixture"] != answer.choices[1].slm["mixture"]
-    stream = client.completions.create(model="auto", prompt=SUM, max_tokens=6, stream=True)
+    stream = list(client.completions.create(model="auto", prompt=SUM, max_tokens=6, stream=True, logprobs=2))
     assert "".join(c.choices[0].text for c in stream) == answer.choices[0].text
+    offsets = [place for c in stream if (told := c.choices[0].logprobs) for place in told.text_offset]
+    assert offsets == answer.choices[0].logprobs.text_offset
+    assert offsets[-1] > 0
 
 
 def test_a_label_tells_log_probabilities_of_all_labels(client):

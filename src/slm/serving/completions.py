@@ -15,6 +15,7 @@ from slm.serving.answers import ChatCompletion, TextCompletion, new_id, now
 from slm.serving.refusals import Refused, refuse
 from slm.serving.schema import ChatRequest, CompletionRequest
 from slm.serving.work import Decided, Finished, Piece, TokenChance
+from slm.serving.writing import BROKEN
 
 
 def completion_router(desk: Desk) -> APIRouter:
@@ -116,7 +117,10 @@ def _choice(
 
 def _chat_logprobs(chances: Sequence[TokenChance]) -> dict[str, Any]:
     def one(token: str, logprob: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+        own = (
+            None if BROKEN in token else list(token.encode())
+        )  # a part of a character has no bytes of its text
+        return {"token": token, "logprob": logprob, "bytes": own}
 
     content = [
         {**one(c.token, c.logprob), "top_logprobs": [one(*other) for other in c.others]} for c in chances
@@ -164,10 +168,12 @@ async def _events(
         head = head | {"object": "chat.completion.chunk"}
     all_decided: list[Decided] = []
     all_ends: list[Finished] = []
+    has_text = False
     try:
         for number, listener in enumerate(listeners):
             decided = listener.decided or await listener.first()
             own_ends: list[Finished] = []
+            places = [0] * listener.asked.wish.num_answers
             offset = number * listener.asked.wish.num_answers
             if is_chat:
                 for index in range(listener.asked.wish.num_answers):
@@ -179,9 +185,12 @@ async def _events(
                     last = _delta(event.index + offset, {}, None, event.reason, is_chat)
                     yield _line(head, last, decided, event)
                 else:
-                    if not all_ends and not own_ends and event.text:
+                    if event.text and not has_text:
+                        has_text = True
                         desk.metrics.first_token.observe(time.monotonic() - listener.asked.begun)
-                    yield _line(head, _piece(event, offset, listener, is_chat), decided)
+                    place = places[event.index]
+                    places[event.index] += sum(len(chance.token) for chance in event.chances)
+                    yield _line(head, _piece(event, offset, place, listener, is_chat), decided)
             desk.count(decided, own_ends)
             all_decided.append(decided)
             all_ends += own_ends
@@ -198,10 +207,11 @@ async def _events(
             listener.cancel()
 
 
-def _piece(piece: Piece, offset: int, listener: Listener, is_chat: bool) -> dict[str, Any]:
+def _piece(piece: Piece, offset: int, place: int, listener: Listener, is_chat: bool) -> dict[str, Any]:
     logprobs = None
     if listener.asked.wish.num_logprobs is not None:
-        logprobs = _chat_logprobs(piece.chances) if is_chat else _text_logprobs(piece.chances)
+        chances = piece.chances
+        logprobs = _chat_logprobs(chances) if is_chat else _text_logprobs(chances, place)
     return _delta(piece.index + offset, {"content": piece.text}, logprobs, None, is_chat)
 
 

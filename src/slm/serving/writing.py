@@ -11,7 +11,10 @@ from torch import Tensor
 
 from slm.serving.work import Finished, Piece, TokenChance, Wish
 
-_BROKEN = "\ufffd"  # what a tokenizer gives for bytes that are no whole character yet
+BROKEN = "\ufffd"
+"""What a tokenizer gives for bytes that are no whole character yet."""
+LEAST_LOGPROB = -9999.0
+"""What is told of a token that cannot be written: JSON has no infinity."""
 
 
 @final
@@ -109,7 +112,7 @@ class Answer:
         if self.reason is not None:
             text = text.rstrip()
         else:
-            text = text[: len(text) - _held_back(text, self._wish.stops)].rstrip().rstrip(_BROKEN).rstrip()
+            text = text[: len(text) - _held_back(text, self._wish.stops)].rstrip().rstrip(BROKEN).rstrip()
         new = text[self._sent :]
         if not new and not (self.reason and self._chances):
             return None
@@ -122,7 +125,7 @@ class Answer:
         ids = self._ids[:-1] if self._ids and self._ids[-1] in self._ends else self._ids
         before = self._decode(ids[self._prefix : self._settled])
         after = self._decode(ids[self._prefix :])
-        if after.endswith(_BROKEN) and self.reason is None:
+        if after.endswith(BROKEN) and self.reason is None:
             return
         new = after[len(before) :]
         # As the library, which strips what it decodes.
@@ -137,8 +140,9 @@ class Answer:
         if self._wish.num_logprobs:
             values, tokens = logits.topk(self._wish.num_logprobs)
             pairs = zip(tokens.tolist(), values.tolist(), strict=True)
-            others = tuple((self._word(t), v - log_total) for t, v in pairs)
-        return TokenChance(self._word(token), float(logits[token]) - log_total, others)
+            others = tuple((self._word(t), max(v - log_total, LEAST_LOGPROB)) for t, v in pairs)
+        logprob = max(float(logits[token]) - log_total, LEAST_LOGPROB)
+        return TokenChance(self._word(token), logprob, others)
 
     def _word(self, token: int) -> str:
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
