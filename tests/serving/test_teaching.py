@@ -30,17 +30,27 @@ def place(tmp_path_factory, tiny_folder):
 
 def teach(address, name, content, file_name="x.jsonl", **fields):
     files = {"file": (file_name, content)}
-    if "adapter" in fields:
+    if isinstance(fields.get("adapter"), bytes):
         files["adapter"] = ("a.zip", fields.pop("adapter"))
     return httpx2.post(f"{address}/v1/tasks", data={"name": name, **fields}, files=files, timeout=60)
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
+def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return out.getvalue()
+
+
+def damaged(compression: int) -> bytes:
+    name = b"adapter_config.json"
+    archive = bytearray(zipped({name.decode(): bytes(range(256)) * 20}, compression))
+    start = archive.find(name) + len(name)
+    archive[start + 9 : start + 40] = b"\xff" * 31
+    if compression == zipfile.ZIP_DEFLATED:
+        archive[start : start + 6] = b"\xff" * 6
+    return bytes(archive)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +64,14 @@ def zipped(files: dict[str, bytes]) -> bytes:
         ("new", b"{broken", {}, 400, "examples.jsonl line 1"),
         ("new", ROWS, {"file_name": "../../etc/passwd"}, 400, "the file must end in .jsonl"),
         ("new", ROWS, {"num_epochs": "many"}, 400, "num_epochs must be in 1..1000"),
+        ("new", ROWS, {"num_epochs": "000000000001" + "9" * 4}, 400, "num_epochs must be in 1..1000"),
+        ("new", ROWS, {"num_epochs": "000000000001" + "9" * 5000}, 400, "num_epochs must be in 1..1000"),
         ("new", ROWS, {"kind": "magic"}, 400, "kind must be classification or generation"),
         ("new", b"x" * 200_000, {}, 413, "the body is longer than 100000 bytes"),
         ("new", ROWS, {"adapter": b"no zip"}, 400, "the adapter cannot be unpacked"),
+        ("new", ROWS, {"adapter": damaged(zipfile.ZIP_DEFLATED)}, 400, "the adapter cannot be unpacked"),
+        ("new", ROWS, {"adapter": damaged(zipfile.ZIP_LZMA)}, 400, "the adapter cannot be unpacked"),
+        ("new", ROWS, {"adapter": "cook"}, 400, "adapter must be a file"),
         ("new", ROWS, {"adapter": zipped({"../../evil.py": b""})}, 400, "nothing else: leave it out"),
         ("new", ROWS, {"adapter": zipped({"adapter_config.json": b"{}"})}, 400, "the adapter must hold"),
         ("new", ROWS, {"adapter": zipped({"adapter_config.json": b"0" * 500_000})}, 413, "too large"),

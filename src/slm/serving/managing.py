@@ -220,6 +220,8 @@ async def _take(form: FormData, teacher: Teacher, desk: Desk, settings: ServingS
     name, file, adapter = form.get("name"), form.get("file"), form.get("adapter")
     if not isinstance(name, str) or not isinstance(file, UploadFile):
         raise Refused(400, "send a form with the fields name and file", "invalid_form", "name")
+    if adapter is not None and not isinstance(adapter, UploadFile):
+        raise Refused(400, "adapter must be a file: send a zip of its folder", "invalid_form", "adapter")
     try:
         check_name(name)
     except TaskError as error:
@@ -258,7 +260,8 @@ def _settings_of(form: FormData) -> dict[str, Any]:
         if (value := form.get(field)) not in (None, ""):
             text = str(value)
             least = 1 if field == "num_epochs" else 0
-            if not (text.isascii() and text.isdigit() and least <= int(text[:12]) <= most):
+            is_number = len(text) <= 12 and text.isascii() and text.isdigit()
+            if not (is_number and least <= int(text) <= most):
                 raise Refused(400, f"{field} must be in {least}..{most}", "invalid_value", field)
             spec[field] = int(text)
     if (kind := form.get("kind")) not in (None, ""):

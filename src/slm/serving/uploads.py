@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +17,16 @@ from slm.tasks import load_task
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors", "slm.json")
 _CHUNK_BYTES = 1 << 20
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+)
 
 
 def save_examples(source: Any, file_name: str, folder: Path, max_bytes: int) -> Path:
@@ -71,7 +83,7 @@ def unpack_adapter(source: Any, folder: Path, max_bytes: int) -> Path:
             left = max_bytes
             for entry in opened.infolist():
                 left = _unpack(opened, entry, target, left)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         text = f"the adapter cannot be unpacked ({type(error).__name__}): send a plain zip of its folder"
         raise Refused(400, text, "invalid_adapter", "adapter") from None
     archive.unlink()
