@@ -125,13 +125,15 @@ def test_other_web_pages_and_other_names_of_this_machine_are_refused(address):
     assert post(address, CHAT, body, origin="https://evil.example").json()["error"]["code"] == "wrong_origin"
     assert post(address, CHAT, body, origin=address).status_code == 200
     assert post(address, CHAT, body, host="evil.example").json()["error"]["code"] == "wrong_host"
+    assert post(address, CHAT, body, origin="http://[").json()["error"]["code"] == "wrong_origin"
+    assert post(address, CHAT, body, host="LOCALHOST:8000").status_code == 200
     assert "access-control-allow-origin" not in post(address, CHAT, body).headers
 
 
 def test_a_web_page_of_an_allowed_origin_may_ask_and_no_other(store, tiny_folder):
     body, origin = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode(), "https://app.example"
     wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-    with serving(fresh_model(store, tiny_folder), origins=(origin,)) as address:
+    with serving(fresh_model(store, tiny_folder), origins=("https://App.example/",)) as address:
         allowed = httpx2.options(address + CHAT, headers=wish | {"origin": origin})
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == origin
@@ -230,6 +232,13 @@ def test_of_two_servers_that_start_on_one_port_the_slower_is_refused():
 def test_a_server_without_keys_listens_to_this_machine_alone():
     with pytest.raises(ConfigError, match=r"host 0\.0\.0\.0 can be reached from other machines"):
         ServingSettings(host="0.0.0.0")
+
+
+def test_an_origin_names_one_web_page():
+    assert ServingSettings(origins=("HTTPS://App.example/",)).origins == ("https://app.example",)
+    for origin in ("*", "https://*.example"):
+        with pytest.raises(ConfigError, match=r"an origin cannot be '\*'"):
+            ServingSettings(origins=(origin,))
 
 
 def test_a_certificate_that_cannot_be_used_is_refused_before_anything_starts(tmp_path):

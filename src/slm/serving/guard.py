@@ -68,15 +68,15 @@ class Guard:
 
     def _check_origin(self, method: str, headers: dict[str, str]) -> None:
         """Without keys only this machine's own names are served, and no other web page may post."""
-        host = headers.get("host", "")
+        host = headers.get("host", "").lower()
         if self._settings.keys_file is None and not is_loopback(_host_name(host)):
             raise Refused(
                 403, f"host {host[:100]!r} is not this machine: ask 127.0.0.1, or run with keys", "wrong_host"
             )
         origin = headers.get("origin")
-        if origin is None or method in _SAFE or origin in self._settings.origins:
+        if origin is None or method in _SAFE or origin.lower() in self._settings.origins:
             return
-        if urlsplit(origin).netloc != host:
+        if _place_of(origin) != host:
             raise Refused(
                 403, "other web pages may not send requests here: allow their origin", "wrong_origin"
             )
@@ -148,6 +148,14 @@ class Guard:
 
 def _host_name(host: str) -> str:
     return host.rpartition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+
+
+def _place_of(origin: str) -> str | None:
+    """Host and port of an origin; None where it is not one."""
+    try:
+        return urlsplit(origin.lower()).netloc
+    except ValueError:
+        return None
 
 
 def _too_long(limit: int) -> Refused:

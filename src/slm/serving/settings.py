@@ -67,10 +67,11 @@ class ServingSettings:
     """Mixtures of tasks that an upstream may be given as one adapter, where exactly they are retrieved."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, or not safely.
+        """Refuse what cannot be run, or not safely; origins are kept as browsers send them.
 
         Raises:
-            ConfigError: a limit is out of range, or the server would be open to the network without keys.
+            ConfigError: a limit is out of range, the server would be open to the network without keys, or
+                every web page could call it.
         """
         for name in ("max_rows", "max_queue", "prefill_tokens", "max_tokens", "default_tokens", "max_inputs"):
             if getattr(self, name) < 1:
@@ -83,6 +84,12 @@ class ServingSettings:
                 f"host {self.host} can be reached from other machines and no keys file is given: "
                 "make one with slm key and give it with --keys, or listen on 127.0.0.1"
             )
+        if any("*" in origin for origin in self.origins):
+            raise ConfigError(
+                "an origin cannot be '*' or hold one: name each web page's, https://app.example say"
+            )
+        origins = tuple(origin.rstrip("/").lower() for origin in self.origins)
+        object.__setattr__(self, "origins", origins)
         if self.upstream is not None and self.adapters_folder is None:
             raise ConfigError(
                 "an upstream server gets adapters through a folder it shares with this one: give --adapters"
