@@ -9,7 +9,10 @@ import pytest
 
 from slm.model import ScalableLM
 from slm.serving.answers import Candidate, Retrieval
-from tests.serving.stores import COOK, FRENCH, GOOD, OUTSIDE, SUM
+from slm.store import Store
+from tests.backbone.families import load
+from tests.serving.conftest import serving
+from tests.serving.stores import COOK, FRENCH, GOOD, OUTSIDE, SUM, make_store
 
 
 def test_retrievals_are_the_decisions_of_the_library(address, store, tiny):
@@ -28,3 +31,22 @@ def test_retrievals_are_the_decisions_of_the_library(address, store, tiny):
             assert (found["threshold"] or math.inf) == pytest.approx(expected.threshold, rel=1e-4, abs=1e-3)
             assert found["weight"] == pytest.approx(expected.weight, abs=1e-4)
     assert len({one["candidates"][0]["task"] for one in told["data"]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/retrievals", {"input": SUM}),
+        ("/v1/map", None),
+        ("/v1/map/points", {"input": SUM}),
+        ("/v1/evaluations", None),
+    ],
+)
+def test_what_another_process_forgot_just_now_is_not_told_of(tmp_path, tiny, tiny_folder, path, body):
+    folder = make_store(tmp_path / "store", tiny).store.path
+    with serving(ScalableLM.open(folder, load(tiny_folder)), poll_s=600.0) as address:
+        Store.open(folder).forget("sums")
+        method = "GET" if body is None else "POST"
+        answer = httpx2.request(method, address + path, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert "sums" not in answer.text

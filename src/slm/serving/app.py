@@ -183,7 +183,7 @@ def _add_page(app: FastAPI, server: Server, ask: Any) -> None:
 
         is_encoder = server.engine.model.backbone.kind.value == "encoder"
         metric = "accuracy" if is_encoder else "token accuracy"
-        surveyor = surveyor_of(lambda: server.engine.knowledge, queries, metric)
+        surveyor = surveyor_of(lambda: server.engine.knowledge, queries, metric, server.engine.newer_than)
         app.include_router(map_router(surveyor), dependencies=[ask])
     if importlib.util.find_spec("slm.serving.page") is not None:
         page = importlib.import_module("slm.serving.page")

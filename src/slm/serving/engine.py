@@ -113,6 +113,14 @@ class Engine:
             with contextlib.suppress(Refused):  # a server that stops need not tidy up
                 self.call(lambda: self._forget(gone))
 
+    def newer_than(self, knowledge: Knowledge) -> Knowledge | None:
+        """The store as it is now, adopted; None where a snapshot is the newest already."""
+        if not self.model.reader.is_outdated(knowledge.version):
+            return None
+        newest = self.model.reader.newest()
+        self.adopt(newest)
+        return newest
+
     def _forget(self, gone: list[TaskRecord]) -> None:
         for record in gone:
             self.model.supply.drop(record)

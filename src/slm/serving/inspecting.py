@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from slm.errors import StoreError
 from slm.knowledge import Knowledge
 from slm.serving.answering import Desk
 from slm.serving.answers import Classifications, ModelCard, ModelList, Retrievals, new_id, now
@@ -51,10 +53,15 @@ def inspection_router(desk: Desk) -> APIRouter:
     async def retrieve(body: InputRequest) -> Response:
         """What DTKR decides for each text, and why: the nearest keys, their distances and weights."""
         await desk.check(body.texts, "input")
-        known, found = desk.engine.knowledge, []
-        for start in range(0, len(body.texts), _AT_ONCE):
-            texts = body.texts[start : start + _AT_ONCE]
-            found += await asyncio.wrap_future(desk.engine.call(lambda t=texts: _explain(desk, known, t)))  # type: ignore[misc]
+        known = desk.engine.knowledge
+        try:
+            found = await _explain_all(desk, known, body.texts)
+        except StoreError:  # another process has forgotten a task meanwhile
+            newer = await asyncio.to_thread(desk.engine.newer_than, known)
+            if newer is None:
+                raise
+            known = newer
+            found = await _explain_all(desk, known, body.texts)
         data = [{"index": index, **one} for index, one in enumerate(found)]
         return JSONResponse({"object": "list", "store_version": known.version, "data": data})
 
@@ -72,6 +79,14 @@ def inspection_router(desk: Desk) -> APIRouter:
         return ModelCard(id=model, created=started)
 
     return router
+
+
+async def _explain_all(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
+        found += await asyncio.wrap_future(desk.engine.call(partial(_explain, desk, known, some)))
+    return found
 
 
 def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, final
 
 from torch import Tensor
 
+from slm.errors import StoreError
 from slm.knowledge import Knowledge
 from slm.retrieval.chart import ELLIPSE_SHARE, Chart
 from slm.retrieval.implied import implied_confusion
@@ -42,19 +43,28 @@ class Surveyor:
         knowledge: gives the snapshot that requests are answered from now.
         queries: queries of some texts, (B, C).
         metric: what a validation score of this backbone is.
+        newer_than: gives the store as it is now where a snapshot is not the newest, else None.
     """
 
     def __init__(
-        self, knowledge: Callable[[], Knowledge], queries: Callable[[Sequence[str]], Tensor], metric: str
+        self,
+        knowledge: Callable[[], Knowledge],
+        queries: Callable[[Sequence[str]], Tensor],
+        metric: str,
+        newer_than: Callable[[Knowledge], Knowledge | None] = lambda _: None,
     ) -> None:
         self._knowledge, self._queries, self._metric = knowledge, queries, metric
+        self._newer_than = newer_than
         self._kept: dict[str, tuple[int, asyncio.Task[Any]]] = {}
 
     async def map(self) -> KnowledgeMap:
         """Keys, regions and ellipses."""
-        known = await asyncio.to_thread(self._knowledge)
-        chart = await self._chart(known)
-        return await self._once("map", known.version, lambda: _draw(known, chart))
+
+        async def draw(known: Knowledge) -> KnowledgeMap:
+            chart = await self._chart(known)
+            return await self._once("map", known.version, lambda: _draw(known, chart))
+
+        return await self._of_the_store(draw)
 
     async def points(self, texts: Sequence[str]) -> MapPoints:
         """Where texts lie on the map.
@@ -62,16 +72,33 @@ class Surveyor:
         Raises:
             DataError: a text is empty or too long for the backbone.
         """
-        known = await asyncio.to_thread(self._knowledge)
-        chart = await self._chart(known)
-        if chart is None:
-            return MapPoints(store_version=known.version, data=[])
-        return await asyncio.to_thread(_place, known, chart, texts, self._queries)
+
+        async def place(known: Knowledge) -> MapPoints:
+            chart = await self._chart(known)
+            if chart is None:
+                return MapPoints(store_version=known.version, data=[])
+            return await asyncio.to_thread(_place, known, chart, texts, self._queries)
+
+        return await self._of_the_store(place)
 
     async def evaluations(self) -> Evaluations:
         """Validation scores and the confusion that the keys imply."""
+
+        async def evaluate(known: Knowledge) -> Evaluations:
+            return await self._once("evaluations", known.version, lambda: _evaluate(known, self._metric))
+
+        return await self._of_the_store(evaluate)
+
+    async def _of_the_store(self, draw: Callable[[Knowledge], Awaitable[_T]]) -> _T:
+        """Draw from the snapshot in use, or from a newer one where another process has forgotten a task."""
         known = await asyncio.to_thread(self._knowledge)
-        return await self._once("evaluations", known.version, lambda: _evaluate(known, self._metric))
+        try:
+            return await draw(known)
+        except StoreError:
+            newer = await asyncio.to_thread(self._newer_than, known)
+            if newer is None:
+                raise
+            return await draw(newer)
 
     async def _chart(self, known: Knowledge) -> Chart | None:
         retriever = known.retriever
