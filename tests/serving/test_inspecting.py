@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from slm.model import ScalableLM
 from slm.serving.answers import Candidate, Retrieval
+from slm.serving.engine import Engine
 from slm.store import Store
 from tests.backbone.families import load
-from tests.serving.conftest import serving
+from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import COOK, FRENCH, GOOD, OUTSIDE, SUM, make_store
 
 
@@ -50,3 +53,27 @@ def test_what_another_process_forgot_just_now_is_not_told_of(tmp_path, tiny, tin
         answer = httpx2.request(method, address + path, json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert "sums" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/retrievals", "/v1/map/points"])
+def test_what_is_shown_waits_no_longer_than_the_deadline_and_in_no_longer_queue(
+    store, tiny_folder, path, monkeypatch
+):
+    calls, begin = [], Engine.start
+
+    def start(engine):
+        calls.append(engine.call)
+        begin(engine)
+
+    monkeypatch.setattr(Engine, "start", start)
+    done, running = threading.Event(), threading.Event()
+    with serving(fresh_model(store, tiny_folder), deadline_s=1.5, max_queue=1) as address:
+        calls[0](lambda: running.set() or done.wait(60))
+        assert running.wait(20)
+        with ThreadPoolExecutor(3) as pool:
+            asked = [
+                pool.submit(httpx2.post, address + path, json={"input": SUM}, timeout=60) for _ in range(3)
+            ]
+            told = sorted(one.result().status_code for one in asked)
+        done.set()
+    assert told == [429, 429, 504]

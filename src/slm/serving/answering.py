@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from fastapi import Request
 
@@ -18,6 +18,8 @@ from slm.serving.metrics import Metrics
 from slm.serving.refusals import Refused, refuse, too_late, unknown_model
 from slm.serving.settings import ServingSettings
 from slm.serving.work import AUTO, Asked, Decided, Event, Failed, Finished, Piece, Wish
+
+_T = TypeVar("_T")
 
 
 @final
@@ -150,6 +152,24 @@ class Desk:
             text = f"{param} has {len(prompts)} texts, at most {most} are taken: send fewer"
             raise Refused(400, text, "too_many_inputs", param)
         return await asyncio.to_thread(self._tokenize, prompts, wish or Wish(), param)
+
+    async def call(self, functions: Sequence[Callable[[], _T]]) -> list[_T]:
+        """Have the engine run some functions one after the other, within the deadline of one request.
+
+        Raises:
+            Refused: too many wait already, or the deadline has passed.
+        """
+
+        async def each() -> list[_T]:
+            return [
+                await asyncio.wrap_future(self.engine.call(function, is_bounded=True))
+                for function in functions
+            ]
+
+        try:
+            return await asyncio.wait_for(each(), self.settings.deadline_s)
+        except TimeoutError:
+            raise too_late(self.settings.deadline_s) from None
 
     def note_prompts(self, request: Request, prompts: Sequence[Any]) -> None:
         """Put prompts into the log's line of a request, where that was asked for."""

@@ -28,7 +28,7 @@ from slm.serving.inspecting import inspection_router
 from slm.serving.keys import Keys, read_keys
 from slm.serving.managing import adapter_router, task_router, teaching_router
 from slm.serving.metrics import Metrics
-from slm.serving.refusals import Refused, invalid_body, refuse
+from slm.serving.refusals import Refused, invalid_body, refuse, too_late
 from slm.serving.settings import ServingSettings
 from slm.serving.teaching import Teacher
 
@@ -179,7 +179,12 @@ def _add_page(app: FastAPI, server: Server, ask: Any) -> None:
         surveyor_of = importlib.import_module("slm.serving.surveyor").Surveyor
 
         def queries(texts: Any) -> Any:
-            return server.engine.call(lambda: server.engine.model.queries(texts)).result()
+            asked = server.engine.call(lambda: server.engine.model.queries(texts), is_bounded=True)
+            try:
+                return asked.result(server.settings.deadline_s)
+            except TimeoutError:
+                asked.cancel()
+                raise too_late(server.settings.deadline_s) from None
 
         is_encoder = server.engine.model.backbone.kind.value == "encoder"
         metric = "accuracy" if is_encoder else "token accuracy"

@@ -94,12 +94,22 @@ class Engine:
             self._queue.extend(requests)
             self._wakes.notify()
 
-    def call(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run something that needs the backbone between two steps; keep it short."""
+    def call(self, function: Callable[[], _T], *, is_bounded: bool = False) -> Future[_T]:
+        """Run something that needs the backbone between two steps; keep it short.
+
+        Args:
+            function: is run in the engine's thread.
+            is_bounded: a client asked for it, so it is refused where as many wait as may.
+
+        Raises:
+            Refused: too many wait, or the server is stopping.
+        """
         future: Future[_T] = Future()
         with self._wakes:
             if self._is_draining:
                 raise shutting_down()
+            if is_bounded and len(self._calls) >= self.settings.max_queue:
+                raise too_busy(1, len(self._calls))
             self._calls.append((function, future))
             self._wakes.notify()
         return future
@@ -148,7 +158,8 @@ class Engine:
         for asked in self._queue:
             asked.tell(Failed(shutting_down()))
         for _, future in self._calls:
-            future.set_exception(shutting_down())
+            if future.set_running_or_notify_cancel():
+                future.set_exception(shutting_down())
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when it is over."""

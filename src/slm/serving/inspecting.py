@@ -82,11 +82,9 @@ def inspection_router(desk: Desk) -> APIRouter:
 
 
 async def _explain_all(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for start in range(0, len(texts), _AT_ONCE):
-        some = texts[start : start + _AT_ONCE]
-        found += await asyncio.wrap_future(desk.engine.call(partial(_explain, desk, known, some)))
-    return found
+    parts = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+    found = await desk.call([partial(_explain, desk, known, part) for part in parts])
+    return [one for part in found for one in part]
 
 
 def _explain(desk: Desk, known: Knowledge, texts: Sequence[str]) -> list[dict[str, Any]]:

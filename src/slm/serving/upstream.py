@@ -88,7 +88,7 @@ class Upstream:
             return Decided(((task, 1.0),), False, known.version, 0), {task: 1.0}
         if model != AUTO or known.retriever is None:
             return Decided((), model == AUTO, known.version, 0), {}
-        mixture = await asyncio.wrap_future(self._desk.engine.call(lambda: self._mixture(known, prompt)))
+        (mixture,) = await self._desk.call([lambda: self._mixture(known, prompt)])
         decided = Decided(tuple(mixture.items()), not mixture, known.version, 0)
         self._desk.metrics.count_mixture(decided.mixture, decided.is_abstained)
         if not mixture:
