@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from slm.cli.main import main
 from slm.errors import ConfigError, SlmError
 from slm.serving.completions import _chat_logprobs
-from slm.serving.keys import add_key
+from slm.serving.keys import add_key, read_keys
 from slm.serving.refusals import Refused, invalid_body, refuse
 from slm.serving.running import bind, listen
 from slm.serving.schema import ChatRequest
@@ -199,7 +200,26 @@ def test_a_keys_file_that_cannot_be_written_leaves_no_debris(tmp_path, monkeypat
     monkeypatch.setattr("pathlib.Path.replace", fill)
     with pytest.raises(ConfigError, match=r"keys\.json cannot be written \(No space left on device\)"):
         add_key(tmp_path / "keys.json", "me", ["ask"])
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"keys.json.lock"}
+    with pytest.raises(ConfigError, match="its folder does not exist"):
+        add_key(tmp_path / "nowhere" / "keys.json", "me", ["ask"])
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_keys_made_at_the_same_time_are_all_kept(tmp_path):
+    file = tmp_path / "keys.json"
+    with ThreadPoolExecutor(6) as pool:
+        keys = list(pool.map(lambda n: add_key(file, f"n{n}", ["ask"]), range(6)))
+    known = read_keys(file)
+    assert {known.check(f"Bearer {key}", "ask") for key in keys} == {f"n{n}" for n in range(6)}
+
+
+@pytest.mark.parametrize("scopes", ["[1]", '"ask"', "null"])
+def test_scopes_that_are_no_texts_are_refused(tmp_path, scopes):
+    file = tmp_path / "keys.json"
+    file.write_text(f'{{"keys": [{{"name": "me", "scopes": {scopes}, "sha256": "x"}}]}}')
+    with pytest.raises(ConfigError, match=r"is no keys file \(scopes must be a list of texts\)"):
+        read_keys(file)
 
 
 def test_a_port_in_use_is_refused_before_the_model_is_loaded(monkeypatch, capsys):

@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
+
+from filelock import FileLock, Timeout
 
 from slm.errors import ConfigError
 from slm.serving.refusals import Refused
 
 SCOPES = ("ask", "teach", "admin")
 """What a key may be for: asking; teaching and forgetting; loading adapters. None includes another."""
+_LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +99,19 @@ def add_key(file: Path, name: str, scopes: Collection[str]) -> str:
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         raise ConfigError(f"scopes must be among {', '.join(SCOPES)}, got {', '.join(scopes)}: correct them")
-    kept = _read(file) if file.exists() else []
-    if any(key.name == name for key in kept):
-        raise ConfigError(f"{file} has a key named {name!r} already: choose another name")
+    if not file.absolute().parent.is_dir():  # a lock would make it
+        raise ConfigError(f"{file} cannot be written (its folder does not exist): choose another place")
     token = f"slm-{secrets.token_urlsafe(32)}"
-    kept.append(Key(name, frozenset(scopes), _hash(token)))
-    rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.sha256} for k in kept]
     try:
-        _write(file, json.dumps({"keys": rows}, indent=2) + "\n")
+        with FileLock(f"{file}.lock", timeout=_LOCK_TIMEOUT_S):
+            kept = _read(file) if file.exists() else []
+            if any(key.name == name for key in kept):
+                raise ConfigError(f"{file} has a key named {name!r} already: choose another name")
+            kept.append(Key(name, frozenset(scopes), _hash(token)))
+            rows = [{"name": k.name, "scopes": sorted(k.scopes), "sha256": k.sha256} for k in kept]
+            _write(file, json.dumps({"keys": rows}, indent=2) + "\n")
+    except Timeout:
+        raise ConfigError(f"{file} is being written by another process: try again") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another place") from error
     return token
@@ -124,10 +132,17 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _scopes_of(row: Any) -> frozenset[str]:
+    scopes = row["scopes"]
+    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
+        raise TypeError("scopes must be a list of texts")
+    return frozenset(scopes)
+
+
 def _read(file: Path) -> list[Key]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["keys"]
-        keys = [Key(str(row["name"]), frozenset(row["scopes"]), str(row["sha256"])) for row in rows]
+        keys = [Key(str(row["name"]), _scopes_of(row), str(row["sha256"])) for row in rows]
     except OSError as error:
         raise ConfigError(f"keys file {file} cannot be read ({error.strerror}): check the path") from error
     except (ValueError, KeyError, TypeError) as error:
