@@ -117,10 +117,9 @@ def _choice(
 
 def _chat_logprobs(chances: Sequence[TokenChance]) -> dict[str, Any]:
     def one(token: str, logprob: float) -> dict[str, Any]:
-        own = (
-            None if BROKEN in token else list(token.encode())
-        )  # a part of a character has no bytes of its text
-        return {"token": token, "logprob": logprob, "bytes": own}
+        # The bytes of a part of a character are not those of its text.
+        known = None if BROKEN in token else list(token.encode())
+        return {"token": token, "logprob": logprob, "bytes": known}
 
     content = [
         {**one(c.token, c.logprob), "top_logprobs": [one(*other) for other in c.others]} for c in chances

@@ -232,9 +232,6 @@ class Engine:
     def _renew(self) -> bool:
         """Answer from the store as it is now, where another process has forgotten a task meanwhile."""
         try:
-            if not self.model.reader.is_outdated(self.knowledge.version):
-                return False
-            self.adopt(self.model.reader.newest())
+            return self.newer_than(self.knowledge) is not None
         except StoreError:  # the store itself is gone: the first error says more
             return False
-        return True
