@@ -104,6 +104,14 @@ def test_models_are_auto_the_backbone_and_each_task(client):
     assert forced.slm["mixture"] == [{"task": "cooking", "weight": 1.0}]
 
 
+def test_null_says_the_default(client):
+    options = {"model": None, "stream": None, "n": None, "stream_options": {"include_usage": None}}
+    answer = ask(client, SUM, max_tokens=4, extra_body=options)
+    assert answer.choices[0].message.content == ask(client, SUM, max_tokens=4).choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        client.chat.completions.create(model="auto", messages=None)
+
+
 def test_errors_are_the_clients_own_exceptions(client):
     with pytest.raises(openai.NotFoundError, match="model 'nope' does not exist") as missing:
         client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])

@@ -13,7 +13,7 @@ import pytest
 from slm.errors import ConfigError
 from slm.model import ScalableLM
 from slm.serving.settings import ServingSettings
-from slm.serving.upstream import _through
+from slm.serving.upstream import Upstream, _through
 from tests.backbone.families import load
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import COOK, OUTSIDE, SUM
@@ -99,6 +99,22 @@ def test_what_belongs_to_no_task_goes_to_the_upstreams_backbone(servers):
     direct = httpx2.post(f"{behind}/v1/chat/completions", json=body, timeout=60).json()
     assert routed["choices"] == direct["choices"]
     assert routed["slm"]["mixture"] == []
+
+
+def test_a_backbone_of_another_name_than_before_is_asked_for_again(
+    servers, store, tiny_folder, tmp_path, monkeypatch
+):
+    begin = Upstream.__init__
+
+    def remember(self, *args):
+        begin(self, *args)
+        self._base = "its-former-name"
+
+    monkeypatch.setattr(Upstream, "__init__", remember)
+    shared = {"upstream": servers[1], "adapters_folder": tmp_path}
+    with serving(fresh_model(store, tiny_folder), **shared) as router:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": OUTSIDE}], "max_tokens": 3}
+        assert httpx2.post(f"{router}/v1/chat/completions", json=body).status_code == 200
 
 
 def test_adapters_are_loaded_from_their_folder_alone(servers, tmp_path):

@@ -39,9 +39,20 @@ Model = Annotated[Words, Field(min_length=1, max_length=300)]
 
 
 class Wire(BaseModel):
-    """Base of everything that arrives: unknown fields are let pass, NaN and infinity are not."""
+    """Base of everything that arrives: unknown fields are let pass, NaN and infinity are not.
+
+    Null says the default, where there is one.
+    """
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name not in optional}
 
 
 class TextPart(Wire):

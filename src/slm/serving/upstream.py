@@ -73,9 +73,10 @@ class Upstream:
             decided, chosen = await self._choose(body.model, prompt)
             name = await self._provide(chosen) if chosen else await self._base_name()
             response, stack = await self._send(request.url.path, given | {"model": name})
-            if response.status_code == 404 and chosen and not is_last:
-                # It was restarted, or dropped the adapter: load it once more.
+            if response.status_code == 404 and not is_last:
+                # It was restarted, or dropped the adapter: load it, or ask what it is called, once more.
                 self._loaded.pop(name, None)
+                self._base = None
                 await stack.aclose()
                 continue
             return await self._pass_on(response, stack, body, decided)
