@@ -112,14 +112,21 @@ class CheckedConfig:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
+def half_character(text: str) -> str | None:
+    """The first half of a character in a text, as "U+D83D": a lone surrogate, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
+
+
 def check_characters(text: str, what: str) -> None:
-    """Refuse half a character: a lone surrogate, which cannot be written as UTF-8.
+    """Refuse half a character.
 
     Raises:
         DataError: there is one.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise DataError(f"{what} holds half a character ({half}): remove it") from None
+    half = half_character(text)
+    if half is not None:
+        raise DataError(f"{what} holds half a character ({half}): remove it")

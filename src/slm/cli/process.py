@@ -46,8 +46,10 @@ def set_up_process() -> None:
 
 def is_of_output(error: Exception) -> bool:
     """Whether an error says that standard output can no longer be written."""
-    if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
-        return isinstance(error, BrokenPipeError)
+    if isinstance(error, BrokenPipeError):
+        return True
+    if not isinstance(error, OSError):
+        return False
     try:
         sys.stdout.flush()
         os.write(1, b"")

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from slm.checked import half_character
 from slm.serving.work import AUTO, Wish
 
 MAX_STOPS = 4
@@ -25,10 +26,8 @@ MAX_SEED = (1 << 63) - 1
 
 def _check_unicode(text: str) -> str:
     """Refuse halves of surrogate pairs, which JSON can say and no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be whole Unicode characters") from None
+    if half_character(text) is not None:
+        raise ValueError("must be whole Unicode characters")
     return text
 
 

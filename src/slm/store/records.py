@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slm.checked import half_character
 from slm.errors import StoreError, TaskError
 from slm.increments.increment import Increment
 from slm.retrieval.keys import TaskKeys
@@ -106,7 +107,9 @@ def describe_task(
     """
     check_name(name)
     check_knowledge(knowledge)
-    are_texts = not isinstance(labels, str) and all(map(_is_text, (kind, *labels)))
+    are_texts = not isinstance(labels, str) and all(
+        isinstance(text, str) and half_character(text) is None for text in (kind, *labels)
+    )
     if not are_texts or type(num_examples) is not int or num_examples < 0:
         raise StoreError(
             f"task {name!r} cannot be stored with kind {kind!r}, {num_examples!r} examples and these labels: "
@@ -127,14 +130,6 @@ def describe_task(
         files=(),
         metadata=plain_metadata(name, metadata),
     )
-
-
-def _is_text(value: object) -> bool:
-    """Whether a value is a text that can be written as UTF-8."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 def folder_of(name: str, commit_id: str) -> str:
