@@ -143,11 +143,11 @@ def measure_adding(
             marks = [time.perf_counter()]
             model.store.commit(f"task-{number}", "classification", ("a", "b"), rows_per_task, knowledge)
             marks.append(time.perf_counter())
-            assert len(model.tasks) == number + 3
+            known = model.knowledge
+            assert len(known.records) == number + 3
             marks.append(time.perf_counter())
-            retriever = model._knowledge.retriever
-            assert retriever is not None
-            retriever(rows[:1])
+            assert known.retriever is not None
+            known.retriever(rows[:1])
             marks.append(time.perf_counter())
             for name, begun, ended in zip(times, marks[:-1], marks[1:], strict=True):
                 times[name].append((ended - begun) * 1e3)

@@ -64,7 +64,7 @@ def test_ask_answers_from_what_is_left(opened, without):
 def test_a_snapshot_is_taken_of_what_is_left(opened, without):
     model = opened("all_keys")
     model.reader._keys.clear()
-    model._knowledge = model.reader.read([], -1)
+    model._current.held = model.reader.read([], -1)
     assert [record.name for record in model.tasks] == [record.name for record in without.tasks]
 
 

@@ -39,6 +39,14 @@ def test_each_row_is_answered_from_its_own_task(encoder, languages, moods):
         assert sum(own) >= 0.95 * len(own)
 
 
+def test_no_questions_have_no_answers_no_queries_and_no_decisions(encoder):
+    assert encoder.ask([]) == []
+    assert encoder.queries([]).shape == (0, encoder.queries(MIXED[:1]).shape[1])
+    retrieved = encoder.retrieve([])
+    assert retrieved.weights.shape[0] == len(retrieved.is_abstained) == 0
+    assert retrieved.owners.equal(encoder.retrieve(MIXED).owners)
+
+
 def test_a_row_gets_the_same_answer_alone_in_its_task_and_in_a_mixed_batch(encoder):
     mixed = encoder.ask(MIXED, batch_size=4)
     own = [encoder.ask(MIXED[i::2], batch_size=2) for i in range(2)]
@@ -232,6 +240,7 @@ def test_the_sentence_extractor_routes_and_bends_every_layer(tmp_path, minilm, l
     model.learn(moods)
     answers = model.ask(["wo ist der Bahnhof", "a warm delight"])
     assert [a.tasks[0][0] for a in answers] == ["languages", "moods"]
+    assert model.queries([]).shape == (0, model.queries(["a text"]).shape[1])
 
 
 def test_several_keys_per_task_share_its_increment(tmp_path, minilm, languages, moods):

@@ -52,6 +52,13 @@ class Extractor:
         )
         self._sentence_model = config.sentence_model if self.sentence is not None else None
 
+    @property
+    def num_channels(self) -> int:
+        """C, of a query."""
+        if self.sentence is not None:
+            return self.sentence.num_channels
+        return len(self.parts) * self.backbone.num_channels
+
     def __call__(
         self, prompts: Sequence[Prompt], rows: Sequence[Row], batch_size: int = 32
     ) -> Float[Tensor, "B C"]:
@@ -62,6 +69,8 @@ class Extractor:
             rows: the same, tokenized.
             batch_size: rows computed together.
         """
+        if not rows:
+            return torch.empty(0, self.num_channels)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         starts = range(0, len(order), batch_size)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from slm.increments.pool import ByteCache, IncrementPool
 from slm.retrieval.keys import TaskKeys
 from slm.retrieval.retriever import Retrieved, Retriever
 from slm.store import Store, TaskRecord
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,48 @@ class KnowledgeReader:
             self._epsilon,
         )
         return Knowledge(version, tuple(records), retriever)
+
+
+@final
+class CurrentKnowledge:
+    """The snapshot a model answers from; it follows the store unless it is pinned.
+
+    Args:
+        reader: reads the store.
+        pinned: the snapshot to stay with, whatever the store learns or forgets.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+
+    def __init__(self, reader: KnowledgeReader, pinned: Knowledge | None = None) -> None:
+        self._reader, self._is_pinned = reader, pinned is not None
+        self.held = pinned or reader.newest()
+
+    def newest(self) -> Knowledge:
+        """The snapshot, with what other processes have committed or forgotten since taken in.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if not self._is_pinned and self._reader.is_outdated(self.held.version):
+            self.held = self._reader.newest()
+        return self.held
+
+    def renewing(self, act: Callable[[Knowledge], _T]) -> _T:
+        """What ``act`` makes of the held snapshot; once more where a task of it was forgotten meanwhile.
+
+        Raises:
+            StoreError: ``act`` did, and the snapshot is pinned or as new as the store.
+        """
+        while True:
+            knowledge = self.held
+            try:
+                return act(knowledge)
+            except StoreError:
+                if self._is_pinned or not self._reader.is_outdated(knowledge.version):
+                    raise
+                self.newest()
 
 
 @final

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from slm.config import Config, DecodingConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
 from slm.extractor import Extractor, words_of
-from slm.knowledge import Knowledge, KnowledgeReader, Supply, shares_of
+from slm.knowledge import CurrentKnowledge, Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, explanation_of, read_labels, read_words
 from slm.retrieval.cosine import check_groups
 from slm.retrieval.features import first_bent_block, query_parts, settle_reading
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from slm.learning.adopt import ImportReport
     from slm.learning.learner import LearningReport
     from slm.tasks import Stream, Task
-
-_T = TypeVar("_T")
 
 
 class ScalableLM:
@@ -60,8 +58,7 @@ class ScalableLM:
         retrieval = config.retrieval.settled(has_words=backbone.kind is not BackboneKind.ENCODER)
         self.reader = KnowledgeReader(store, retrieval, backbone.device, backbone.dtype)
         self._merged: MergedTasks | None = None
-        self._is_pinned = False
-        self._knowledge = self.reader.newest()
+        self._current = CurrentKnowledge(self.reader)
 
     @classmethod
     def create(
@@ -130,8 +127,7 @@ class ScalableLM:
     @property
     def knowledge(self) -> Knowledge:
         """What this model answers from now: its tasks, and the retriever that decides among them."""
-        self._refresh()
-        return self._knowledge
+        return self._current.newest()
 
     def learn(self, task: Task, **settings: Any) -> LearningReport:
         """Teach one task: prepare, fine-tune, commit (method section 4).
@@ -231,7 +227,7 @@ class ScalableLM:
             if self._merged and any(record.name == name for record in self._merged.mixture.records):
                 raise TaskError(f"task {name!r} is merged into the weights: unmerge before forgetting it")
             self.supply.drop(self.store.forget(name))
-            self._refresh()
+            self._current.newest()
 
     def restricted(self, names: Sequence[str], *, is_abstaining: bool | None = None) -> ScalableLM:
         """A model of the same backbone and store that knows only some of the tasks, and stays so.
@@ -247,10 +243,11 @@ class ScalableLM:
         if is_abstaining is not None:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
-        other._is_pinned, other._merged = True, None
-        other._knowledge = self.reader.read(
-            records, self._knowledge.version, is_abstaining=other.config.retrieval.is_abstaining
+        other._merged = None
+        own = self.reader.read(
+            records, self._current.held.version, is_abstaining=other.config.retrieval.is_abstaining
         )
+        other._current = CurrentKnowledge(self.reader, own)
         return other
 
     def ask(
@@ -288,13 +285,13 @@ class ScalableLM:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         with self.backbone.lock, torch.inference_mode():
             self._expect_own_weights()
-            self._refresh()
+            self._current.newest()
             starts = range(0, len(order), batch_size)
             for start in tqdm(starts, "answering", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
                 batch = self.backbone.batch([rows[i] for i in chosen])
                 texts = [words_of(prompts[i]) for i in chosen]
-                found = self._renewing(partial(self._answer, batch=batch, texts=texts, write=write))
+                found = self._current.renewing(partial(self._answer, batch=batch, texts=texts, write=write))
                 for i, answer in zip(chosen, found, strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
@@ -306,7 +303,7 @@ class ScalableLM:
             DataError: the question is empty or too long.
         """
         with self._frozen("explain"):
-            self._refresh()
+            self._current.newest()
             queries = self.queries([question], is_truncating=is_truncating)
 
             def decide(knowledge: Knowledge) -> Explanation:
@@ -316,7 +313,7 @@ class ScalableLM:
                 retrieved, seen = retriever(queries), retriever.task_distances(queries)
                 return explanation_of(text, knowledge.records, retrieved, seen)
 
-            return self._renewing(decide)
+            return self._current.renewing(decide)
 
     def retrieve(
         self, questions: Sequence[Prompt], *, queries: Tensor | None = None, is_truncating: bool = False
@@ -339,8 +336,8 @@ class ScalableLM:
             return self.decide(knowledge.retriever, questions, queries=queries, is_truncating=is_truncating)
 
         with self.backbone.lock:
-            self._refresh()
-            return self._renewing(decide)
+            self._current.newest()
+            return self._current.renewing(decide)
 
     def decide(
         self,
@@ -393,25 +390,9 @@ class ScalableLM:
             self._expect_frozen(what)
             yield
 
-    def _refresh(self) -> None:
-        """Take in what other processes have committed or forgotten since."""
-        if not self._is_pinned and self.store.version != self._knowledge.version:
-            self._knowledge = self.reader.newest()
-
-    def _renewing(self, act: Callable[[Knowledge], _T]) -> _T:
-        """What ``act`` makes of the knowledge; once more where a task of it was forgotten meanwhile."""
-        while True:
-            knowledge = self._knowledge
-            try:
-                return act(knowledge)
-            except StoreError:
-                if self._is_pinned or not self.reader.is_outdated(knowledge.version):
-                    raise
-                self._refresh()
-
     def mixture(self, retrieved: Retrieved) -> Mixture:
         """Turn kept keys into increments: what crosses from DTKR to JARe."""
-        return self.supply.mixture(shares_of(retrieved, self._knowledge.records))
+        return self.supply.mixture(shares_of(retrieved, self._current.held.records))
 
     @contextlib.contextmanager
     def _adapting(

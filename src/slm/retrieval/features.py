@@ -123,6 +123,11 @@ class SentenceExtractor:
                 "give a folder or hub id of a sentence-transformers model"
             ) from error
 
+    @property
+    def num_channels(self) -> int:
+        """C, of a query."""
+        return int(self([""]).shape[1])
+
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "B C"]:
         """Queries (B, C) float32 of some texts."""
         queries = self._model.encode(
