@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -53,6 +55,28 @@ def test_what_another_process_forgot_just_now_is_not_told_of(tmp_path, tiny, tin
         answer = httpx2.request(method, address + path, json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert "sums" not in answer.text
+
+
+def test_a_store_that_cannot_be_read_is_told_once(tmp_path, tiny, tiny_folder, caplog):
+    folder = make_store(tmp_path / "store", tiny).store.path
+    with (
+        serving(ScalableLM.open(folder, load(tiny_folder)), poll_s=0.01),
+        caplog.at_level("INFO", "slm.serving"),
+    ):
+        tasks = folder / "catalogue" / "tasks.lance"
+        tasks.rename(folder / "elsewhere")
+        wait_for(lambda: "could not be read again" in caplog.text)
+        time.sleep(0.5)
+        (folder / "elsewhere").rename(tasks)
+        wait_for(lambda: "the store can be read again" in caplog.text)
+    assert caplog.text.count("could not be read again") == 1
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("path", ["/v1/retrievals", "/v1/map/points"])

@@ -146,6 +146,9 @@ def test_a_web_page_of_an_allowed_origin_may_ask_and_no_other(store, tiny_folder
             "access-control-allow-origin" not in httpx2.options(address + CHAT, headers=wish | other).headers
         )
         assert post(address, CHAT, body, **other).json()["error"]["code"] == "wrong_origin"
+        too_long = post(address, CHAT, b"{" + b" " * ServingSettings().max_body_bytes, origin=origin)
+        assert too_long.status_code == 413
+        assert too_long.headers["access-control-allow-origin"] == origin
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")

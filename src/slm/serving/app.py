@@ -74,13 +74,21 @@ class Server:
         self.engine.adopt(model.reader.newest())
 
     async def watch(self) -> None:
-        """Look at the store again and again: other processes teach and forget too."""
+        """Look at the store again and again: other processes teach and forget too; trouble is told once."""
+        told = ""
         while True:
             await asyncio.sleep(self.settings.poll_s)
             try:
                 await self.refresh()
             except Exception as error:  # noqa: BLE001 - what is in use still answers; the next look may do
-                log.warning("the store could not be read again: %s", " ".join(str(error).split()))
+                trouble = " ".join(str(error).split())
+                if trouble != told:
+                    log.warning("the store could not be read again: %s", trouble)
+                told = trouble
+            else:
+                if told:
+                    log.info("the store can be read again")
+                told = ""
 
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
@@ -134,7 +142,8 @@ def create_app(model: ScalableLM, settings: ServingSettings) -> FastAPI:
     _add_health(app, server, ask)
     _add_page(app, server, ask)
     _add_handlers(app)
-    if settings.origins:
+    app.add_middleware(Guard, settings=settings, metrics=server.metrics)
+    if settings.origins:  # outside the guard, so that pages can read what it refuses
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.origins),
@@ -142,7 +151,6 @@ def create_app(model: ScalableLM, settings: ServingSettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
             expose_headers=["X-SLM-Mixture", "X-SLM-Abstained", "X-SLM-Store-Version", "X-Request-Id"],
         )
-    app.add_middleware(Guard, settings=settings, metrics=server.metrics)
     return app
 
 
