@@ -362,6 +362,8 @@ def test_captions_say_of_which_orders_seeds_and_examples_figures_are():
     for name in ("curves", "costs"):
         assert "Shown: orders 8, 10; seed 0; 16 examples of each label" in told[name]
     assert "4 and 16 examples of each label" in told["shots"]
+    third = captions([*FEW, cell("ewc", "8", [[0.1], [0.1, 0.1]], per_label=64)])["shots"]
+    assert "4, 16 and 64 examples of each label" in third
     lacking = [*FEW, cell("ewc", "9", [[0.1], [0.1, 0.1]], per_label=4)]
     assert captions(lacking)["matrices"].endswith("Not among them: EWC.")
 

@@ -164,7 +164,8 @@ def _stream(results: Sequence[Result]) -> str:
     lengths = [n for r in results for n in r["num_examples"]]
     examples = f"{_span(lengths)} examples a task"
     if numbers != [None]:
-        told = " and ".join(str(number or "all") for number in numbers)
+        *others, last = [str(number or "all") for number in numbers]
+        told = f"{', '.join(others)} and {last}" if others else last
         examples = f"{told} examples of each label, {examples}"
     return f"{_named('order', orders)}; {_named('seed', seeds)}; {examples}"
 
