@@ -124,9 +124,10 @@ def test_even_without_a_lock_the_second_of_two_writers_loses_and_cleans_up(store
     add_keys, rivals = Tables.add_keys, [Store.open(store.path)]
 
     def overtaken(tables, *arguments):
-        add_keys(tables, *arguments)
+        digest = add_keys(tables, *arguments)
         if rivals:
             worker.commit(rivals.pop(), "same", 2)
+        return digest
 
     monkeypatch.setattr(Tables, "add_keys", overtaken)
     with pytest.raises(TaskError, match="task 'same' is already in"):
@@ -191,6 +192,30 @@ def test_keys_that_are_no_numbers_are_told_by_their_task(store, worker, name):
         StoreError, match=r"keys of task 't' are damaged \(they hold NaN or infinity\): restore"
     ):
         store.all_keys([record], has_scatter=False)
+
+
+def test_keys_that_are_not_what_was_written_are_told_by_their_task(store, worker):
+    worker.commit(store, "s", 2)
+    record = worker.commit(store, "t", 1)
+    keys = store.keys(record)
+    altered = keys.means.clone()
+    altered[1, 2] = torch.nextafter(altered[1, 2], torch.tensor(9.0, dtype=torch.float64))
+    store._tables.delete_keys([record.commit_id])
+    store._tables.add_keys(record.commit_id, "t", dataclasses.replace(keys, means=altered))
+    said = (
+        "keys of task 't' are damaged (they are not what was written): "
+        "restore the catalogue from a copy or forget the task"
+    )
+    with pytest.raises(StoreError) as caught:
+        store.keys(record)
+    assert str(caught.value) == said
+    assert store.check() == [said]
+    store._tables._keys.update(where=f"commit_id = '{record.commit_id}'", values_sql={"count": "NULL"})
+    with pytest.raises(StoreError, match=r"keys of task 't' are damaged \(numbers are missing\)"):
+        store.keys(record)
+    store.forget("t")
+    assert store.check() == []
+    assert [keys.num_keys for keys in store.all_keys(store.tasks())] == [3]
 
 
 def test_a_head_metadata_labels_or_counts_that_cannot_be_stored_are_refused(store, worker):

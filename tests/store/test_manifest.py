@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from slm.errors import StoreError
+from slm.errors import StoreError, TaskError
 from slm.store import Manifest, Store
 from slm.store.manifest import read_version, write_manifest
 from slm.store.migrations import FORMAT_VERSION, MIGRATIONS, pending_steps
+from slm.store.tables import Tables
 
 
 def test_a_missing_folder_a_file_and_a_folder_that_is_no_store_are_told_apart(tmp_path):
@@ -125,3 +126,25 @@ def test_a_store_of_the_third_format_goes_on_without_a_background(store):
     assert opened.manifest.config["retrieval"] == {**written, "has_background": False}
     assert opened.background is None
     assert opened.check() == []
+
+
+@pytest.mark.parametrize("is_cut_short", [False, True])
+def test_a_store_of_the_fourth_format_gets_digests_of_its_keys(store, worker, is_cut_short):
+    for number, name in enumerate(("first", "second")):
+        worker.commit(store, name, number)
+    expected = store.tasks()
+    store._tables._tasks.drop_columns(["keys_sha256"])
+    write_manifest(store.path, store.manifest, 4)
+    if is_cut_short:
+        Tables(store.path / "catalogue").note_digests()
+    opened = Store.open(store.path)
+    assert read_version(store.path) == FORMAT_VERSION
+    assert opened.tasks() == expected
+    assert all(record.keys_sha256 for record in expected)
+    assert opened.check() == []
+    assert [keys.num_keys for keys in opened.all_keys(opened.tasks())] == [3, 3]
+    worker.commit(opened, "third", 2)
+    with pytest.raises(TaskError, match="already in"):
+        worker.commit(opened, "first", 2)
+    opened.forget("first")
+    assert [record.name for record in Store.open(store.path).tasks()] == ["second", "third"]

@@ -86,7 +86,8 @@ def test_an_unlisted_file_in_a_tasks_folder_and_missing_keys_are_told(store, rec
     store._tables.delete_keys([record.commit_id])
     assert store.check() == [
         f"{record.folder}/note.txt is not in the catalogue: nothing reads it, you may delete it",
-        "task 'first' has 0 of 3 keys: restore the catalogue from a copy or forget the task",
+        "keys of task 'first' are damaged (0 rows for 3 keys): restore the catalogue from a copy or "
+        "forget the task",
     ]
     assert store.repair() == []
 

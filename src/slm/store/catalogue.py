@@ -193,8 +193,7 @@ class Store:
             sequence = max((r.sequence for r in earlier), default=0) + 1
             with uninterrupted():
                 files = self._folders.write(record, knowledge, self.manifest.backbone_source)
-                record = replace(record, sequence=sequence, files=files)
-                self._publish(record, knowledge.keys)
+                record = self._publish(replace(record, sequence=sequence, files=files), knowledge.keys)
                 self._tidy(earlier, record, knowledge.keys.scatter)
         return record
 
@@ -321,18 +320,20 @@ class Store:
                 "use the extractor the store was made with"
             )
 
-    def _publish(self, record: TaskRecord, keys: TaskKeys) -> None:
-        """Write the key rows, then the row that makes the task visible."""
+    def _publish(self, record: TaskRecord, keys: TaskKeys) -> TaskRecord:
+        """Write the key rows, then the row that makes the task visible; gives that row."""
         try:
-            self._tables.add_keys(record.commit_id, record.name, keys)
+            digest = self._tables.add_keys(record.commit_id, record.name, keys)
         except StoreError:
             self._folders.remove(record)
             raise
         # An error from here on may come after the row was written, so the files stay: `repair` tells.
+        record = replace(record, keys_sha256=digest)
         if not self._tables.insert(record):
             self._tables.delete_keys([record.commit_id])
             self._folders.remove(record)
             raise _taken(record.name, self.path)
+        return record
 
     def _erase(self, record: TaskRecord, before: list[str], change: Tensor | None) -> None:
         """Make a task invisible, then take away its part of the sum, its keys and its files."""

@@ -10,6 +10,9 @@ are means.
 is now called ``split-ends``.
 
 3 to 4: a store keeps a background, and its abstention reads it. A store of version 3 goes on without.
+
+4 to 5: a digest of a task's keys stands in the task's row. In a store of version 4 it is taken of the keys as
+they are.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from pathlib import Path
 
 from slm.errors import StoreError
 from slm.store.manifest import read_manifest, write_manifest
+from slm.store.tables import Tables
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def _name_the_pooling(path: Path) -> None:
@@ -50,10 +54,17 @@ def _go_without_background(path: Path) -> None:
     write_manifest(path, replace(manifest, config={**manifest.config, "retrieval": settings}), 4)
 
 
+def _note_digests(path: Path) -> None:
+    """Write down the digests of the keys of a store of version 4."""
+    Tables(path / "catalogue").note_digests()
+    write_manifest(path, read_manifest(path), 5)
+
+
 MIGRATIONS: Mapping[int, Callable[[Path], None]] = {
     1: _name_the_pooling,
     2: _rename_the_pooling,
     3: _go_without_background,
+    4: _note_digests,
 }
 """Version found on disk -> the step that turns it into the next version."""
 

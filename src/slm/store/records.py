@@ -55,6 +55,7 @@ class TaskRecord:
         folder: relative to the store, with forward slashes.
         files: every file of the folder.
         metadata: whatever the learner wants to remember, plain JSON values.
+        keys_sha256: of the task's rows in the keys table, in hex.
     """
 
     name: str
@@ -69,6 +70,7 @@ class TaskRecord:
     folder: str
     files: tuple[FileRecord, ...]
     metadata: Mapping[str, object]
+    keys_sha256: str = ""
 
     @property
     def has_head(self) -> bool:

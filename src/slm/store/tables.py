@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +47,7 @@ TASKS_SCHEMA = pa.schema(
         ("folder", pa.string()),
         ("files", _FILES),
         ("metadata", pa.string()),
+        ("keys_sha256", pa.string()),
     ]
 )
 KEYS_SCHEMA = pa.schema(
@@ -69,6 +73,8 @@ _TROUBLES = (
     AttributeError,
     pa.ArrowException,
 )
+# What an empty cell gives.
+_NO_NUMBERS = (TypeError, struct.error)
 _Files = Mapping[str, set[str]]
 """Names of files by their folder."""
 
@@ -153,8 +159,12 @@ class Tables:
             rows.setdefault(row["commit_id"], []).append(row)
         return rows
 
-    def add_keys(self, commit_id: str, task: str, keys: TaskKeys) -> None:
-        """Append the rows of a task that is not visible yet, and wait until they are on the disk."""
+    def add_keys(self, commit_id: str, task: str, keys: TaskKeys) -> str:
+        """Append the rows of a task that is not visible yet, and wait until they are on the disk.
+
+        Returns:
+            Their sha256, see :func:`digest_of`.
+        """
         columns = [keys.increments.tolist(), keys.counts.tolist(), keys.means.tolist()]
         names = ("commit_id", "task", "index", "increment", "count", "mean", "scales", "radius")
         rows = [
@@ -164,6 +174,7 @@ class Tables:
             for index, values in enumerate(zip(*columns, strict=True))
         ]
         self._write("keys", lambda: self._keys.add(pa.Table.from_pylist(rows, schema=KEYS_SCHEMA)))
+        return digest_of(rows)
 
     def insert(self, record: TaskRecord) -> bool:
         """THE commit point: make a task visible, unless its name is visible already.
@@ -187,6 +198,22 @@ class Tables:
         """Delete the key rows of these commits."""
         if commit_ids:
             self._write("keys", lambda: self._keys.delete(_among(commit_ids)))
+
+    def note_digests(self) -> None:
+        """Write down the digest of every task's keys where the tasks table has none yet, in one step."""
+        if "keys_sha256" in self._try(lambda: self._tasks.schema.names):
+            return
+        digests: dict[str, str] = {}
+        for commit_id, rows in self.key_rows().items():
+            with suppress(*_NO_NUMBERS):  # a task whose keys are damaged stays one
+                digests[commit_id] = digest_of(rows)
+
+        def rewrite() -> None:
+            rows = self._tasks.to_arrow().to_pylist()
+            noted = [row | {"keys_sha256": digests.get(row["commit_id"], "")} for row in rows]
+            self._tasks.add(pa.Table.from_pylist(noted, schema=TASKS_SCHEMA), mode="overwrite")
+
+        self._write("tasks", rewrite)
 
     def erase_deleted(self) -> None:
         """Rewrite both tables and drop their past, so that no deleted row can be read from the disk."""
@@ -229,35 +256,64 @@ class Tables:
         raise AssertionError("unreachable")
 
 
+def digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The sha256, in hex, of all numbers in the rows of one task's keys, in whatever order they come."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row["index"]):
+        mean, scales = row["mean"], row["scales"]
+        digest.update(
+            struct.pack(
+                "<5q", *(row[name] for name in ("index", "increment", "count")), len(mean), len(scales)
+            )
+        )
+        digest.update(struct.pack(f"<{len(mean) + len(scales) + 1}d", *mean, *scales, row["radius"]))
+    return digest.hexdigest()
+
+
+def keys_problem(record: TaskRecord, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with the rows of a task's keys, and how to mend it; None where they are as written."""
+    what = _damage(record, rows)
+    if what is None:
+        return None
+    return (
+        f"keys of task {record.name!r} are damaged ({what}): restore the catalogue from a copy or forget "
+        "the task"
+    )
+
+
+def _damage(record: TaskRecord, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    try:
+        numbers = sorted(row["index"] for row in rows)
+        widths = {len(row["mean"]) for row in rows}
+        is_whole = numbers == list(range(record.num_keys)) and len(widths) == 1
+        if not is_whole or not all(0 <= row["increment"] < record.num_increments for row in rows):
+            return f"{len(rows)} rows for {record.num_keys} keys"
+        values = (value for row in rows for value in (*row["mean"], *row["scales"]))
+        # A radius may be infinite: such a task never abstains.
+        if not (all(map(math.isfinite, values)) and all(row["radius"] >= 0 for row in rows)):
+            return "they hold NaN or infinity"
+        return None if digest_of(rows) == record.keys_sha256 else "they are not what was written"
+    except _NO_NUMBERS:
+        return "numbers are missing"
+
+
 def assemble_keys(record: TaskRecord, rows: list[dict[str, Any]], scatter: Tensor) -> TaskKeys:
     """A task's keys from its rows of the table ``keys`` and its (P,) float32 scatter.
 
     Raises:
-        StoreError: rows are missing, do not fit together or hold no numbers that can be computed with.
+        StoreError: rows are missing or altered.
     """
+    problem = keys_problem(record, rows)
+    if problem is not None:
+        raise StoreError(problem)
     rows = sorted(rows, key=lambda row: row["index"])
-    widths = {len(row["mean"]) for row in rows}
-    is_whole = [row["index"] for row in rows] == list(range(record.num_keys)) and len(widths) == 1
-    if not is_whole or not all(0 <= row["increment"] < record.num_increments for row in rows):
-        raise StoreError(
-            f"keys of task {record.name!r} are damaged ({len(rows)} rows for {record.num_keys} keys): "
-            "restore the catalogue from a copy or forget the task"
-        )
-    means = torch.tensor([row["mean"] for row in rows], dtype=torch.float64)
-    scales, radius = torch.tensor(rows[0]["scales"], dtype=torch.float64), rows[0]["radius"]
-    # A radius may be infinite: such a task never abstains.
-    if not (bool(means.isfinite().all()) and bool(scales.isfinite().all()) and radius >= 0):
-        raise StoreError(
-            f"keys of task {record.name!r} are damaged (they hold NaN or infinity): "
-            "restore the catalogue from a copy or forget the task"
-        )
     return TaskKeys(
-        means=means,
+        means=torch.tensor([row["mean"] for row in rows], dtype=torch.float64),
         counts=torch.tensor([row["count"] for row in rows], dtype=torch.int64),
         scatter=scatter,
         increments=torch.tensor([row["increment"] for row in rows], dtype=torch.int64),
-        scales=scales,
-        radius=radius,
+        scales=torch.tensor(rows[0]["scales"], dtype=torch.float64),
+        radius=rows[0]["radius"],
     )
 
 

@@ -8,7 +8,7 @@ from slm.errors import StoreError
 from slm.store.folders import TaskFolders, remove_entry
 from slm.store.records import TaskRecord
 from slm.store.sums import Snapshots
-from slm.store.tables import Tables
+from slm.store.tables import Tables, keys_problem
 
 
 def find_problems(tables: Tables, folders: TaskFolders, snapshots: Snapshots) -> list[str]:
@@ -16,12 +16,9 @@ def find_problems(tables: Tables, folders: TaskFolders, snapshots: Snapshots) ->
     records, rows = tables.tasks(), tables.key_rows()
     problems = [problem for record in records for problem in _task_problems(record, folders)]
     for record in records:
-        num_rows = len(rows.get(record.commit_id, []))
-        if num_rows != record.num_keys:
-            problems.append(
-                f"task {record.name!r} has {num_rows} of {record.num_keys} keys: "
-                "restore the catalogue from a copy or forget the task"
-            )
+        problem = keys_problem(record, rows.get(record.commit_id, []))
+        if problem is not None:
+            problems.append(problem)
     for entry in folders.orphans(records):
         problems.append(f"tasks/{entry.name} belongs to no task, a write was cut short: repair removes it")
     for commit_id in sorted(rows.keys() - {record.commit_id for record in records}):
