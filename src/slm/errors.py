@@ -7,6 +7,7 @@
     ├── BackboneError    a backbone cannot be loaded, or holds a module slm cannot handle
     ├── StoreError       a folder is no store, is damaged, or belongs to another backbone
     ├── IncrementError   an increment does not fit the layer it is meant for
+    │   └── CrowdedError  increments differ too much to be used in one batch; each by itself can be
     └── LearningError    training went wrong (a loss that is not finite, say)
 
 A message is one line: what failed and with which value, what is allowed, what to do.
@@ -39,6 +40,10 @@ class StoreError(SlmError):
 
 class IncrementError(SlmError):
     """An increment does not fit the layer it is meant for."""
+
+
+class CrowdedError(IncrementError):
+    """Increments differ too much in rank or layers to be used in one batch; each by itself can be."""
 
 
 class LearningError(SlmError):

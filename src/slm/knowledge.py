@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slm.backbone.reparameterize import Mixture
 from slm.config import PoolConfig, RetrievalConfig
-from slm.errors import StoreError, TaskError
+from slm.errors import IncrementError, StoreError, TaskError
 from slm.increments.increment import Increment
 from slm.increments.pool import ByteCache, IncrementPool
 from slm.retrieval.keys import TaskKeys
@@ -250,6 +250,20 @@ class Supply:
                 )
             self._heads.put(record.commit_id, head)
         return head
+
+    def take(self, record: TaskRecord, increment: Increment) -> None:
+        """Keep an increment of no store, by the record that stands for it.
+
+        Raises:
+            IncrementError: together they would take more than the memory that increments may have.
+        """
+        size = sum(own.size_bytes for own in (*self.loaded.values(), increment))
+        if size > self.budgets.host_bytes:
+            raise IncrementError(
+                f"adapter {record.name!r} would bring what is loaded by name to {size / 1e6:.1f} MB, "
+                f"{self.budgets.host_bytes / 1e6:.1f} are allowed: unload one, or raise pool.host_bytes"
+            )
+        self.loaded[record.commit_id] = increment
 
     def drop(self, record: TaskRecord) -> None:
         """Let go of what a forgotten task left in memory."""

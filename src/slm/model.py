@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from slm.answer import Answer, Explanation
 from slm.backbone.backbone import Backbone, BackboneKind
+from slm.backbone.bank import in_parts
 from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import Generated, generate
 from slm.backbone.load import lasting_source, load_backbone
@@ -281,20 +282,23 @@ class ScalableLM:
         rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
         self.backbone.check_room(rows, max_new_tokens)
         write = partial(self._write, max_new_tokens, decoding)
-        answers: list[Answer | None] = [None] * len(rows)
+
+        def answer(chosen: Sequence[int]) -> list[Answer]:
+            batch = self.backbone.batch([rows[i] for i in chosen])
+            texts = [words_of(prompts[i]) for i in chosen]
+            return self._current.renewing(partial(self._answer, batch=batch, texts=texts, write=write))
+
+        answers: dict[int, Answer] = {}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        with self.backbone.lock, torch.inference_mode():
+        with self.backbone.lock, torch.inference_mode(), contextlib.ExitStack() as stack:
             self._expect_own_weights()
             self._current.newest()
+            stack.callback(self.backbone.reparameterizer.rest)
             starts = range(0, len(order), batch_size)
             for start in tqdm(starts, "answering", leave=False, delay=2, disable=None):
                 chosen = order[start : start + batch_size]
-                batch = self.backbone.batch([rows[i] for i in chosen])
-                texts = [words_of(prompts[i]) for i in chosen]
-                found = self._current.renewing(partial(self._answer, batch=batch, texts=texts, write=write))
-                for i, answer in zip(chosen, found, strict=True):
-                    answers[i] = answer
-        return [answer for answer in answers if answer is not None]
+                answers |= zip(chosen, in_parts(chosen, answer), strict=True)
+        return [answers[i] for i in range(len(rows))]
 
     def explain(self, question: Prompt, *, is_truncating: bool = False) -> Explanation:
         """DTKR's whole decision for one question: distances, thresholds, weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from slm.backbone import bank as bank_module
-from slm.backbone.bank import Bank, Shelf
-from slm.errors import IncrementError
+from slm.backbone.bank import Bank, Shelf, in_parts
+from slm.backbone.reparameterize import Mixture, Reparameterizer
+from slm.errors import CrowdedError, IncrementError
 from slm.increments.increment import Increment, LowRankPair
 
 LAYERS = {"a": nn.Linear(5, 3), "b": nn.Linear(3, 4)}
@@ -164,6 +166,44 @@ def test_a_large_bank_is_let_go_between_requests(monkeypatch):
     monkeypatch.setattr(bank_module, "KEPT_BYTES", 10)
     bank.trim()
     assert bank.size_bytes == 0
+
+
+def test_a_large_bank_stays_from_one_mixture_to_the_next(monkeypatch):
+    monkeypatch.setattr(bank_module, "KEPT_BYTES", 10)
+    bound = Reparameterizer(nn.ModuleDict(copy.deepcopy(LAYERS)), ["a", "b"])
+    mixture = Mixture([increment(0)], torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1))
+    bound.bind(mixture)
+    held = bound.bank.shelves["a"].down
+    bound.release()
+    bound.bind(mixture)
+    assert bound.bank.shelves["a"].down is held
+    bound.rest()
+    assert bound.bank.size_bytes == 0
+
+
+def test_increments_that_crowd_the_bank_are_known_before_they_are_loaded(monkeypatch):
+    bank = Bank(LAYERS)
+    alike, large = [increment(seed) for seed in range(3)], increment(9, rank=16)
+    monkeypatch.setattr(bank_module, "MAX_FILLED_BYTES", 1000)
+    assert all(map(bank.fits, ([], alike, [large])))
+    assert not bank.fits([*alike, large])
+    with pytest.raises(CrowdedError):
+        bank.load([*alike, large])
+
+
+def test_rows_that_crowd_the_bank_are_taken_in_halves():
+    taken = []
+
+    def act(rows):
+        if 3 in rows and len(rows) > 1:
+            raise CrowdedError("too much")
+        taken.append(list(rows))
+        return [row * 10 for row in rows]
+
+    assert in_parts([5, 1, 3, 2], act) == [50, 10, 30, 20]
+    assert taken == [[5, 1], [3], [2]]
+    with pytest.raises(CrowdedError):
+        in_parts([3], lambda _: (_ for _ in ()).throw(CrowdedError("alone")))
 
 
 def test_an_increment_that_does_not_fit_leaves_nothing_half_written():

@@ -35,21 +35,21 @@ def small_tasks() -> list[Task]:
     ]
 
 
-def increments(model: ScalableLM, seed: int, scale: float = 0.3) -> Increment:
+def increments(model: ScalableLM, seed: int, scale: float = 0.3, rank: int = 4) -> Increment:
     """A random increment of every target layer."""
     draw = torch.Generator().manual_seed(seed)
     layers = model.backbone.reparameterizer.layers
     pairs = {
         name: LowRankPair(
-            torch.randn(4, layers[name].shape[1], generator=draw) * layers[name].shape[1] ** -0.5,
-            torch.randn(layers[name].shape[0], 4, generator=draw) * scale,
+            torch.randn(rank, layers[name].shape[1], generator=draw) * layers[name].shape[1] ** -0.5,
+            torch.randn(layers[name].shape[0], rank, generator=draw) * scale,
         )
         for name in model.targets
     }
-    return Increment(pairs, 4, 1.0)
+    return Increment(pairs, rank, 1.0)
 
 
-def commit(model: ScalableLM, task: Task, seed: int) -> None:
+def commit(model: ScalableLM, task: Task, seed: int, rank: int = 4) -> None:
     """Store a task with the keys of its examples and a random increment."""
     keys = prepare(model, task, model.config.learning).keys
     head = None
@@ -57,7 +57,9 @@ def commit(model: ScalableLM, task: Task, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
         size = len(task.labels), model.backbone.num_channels
         head = {"weight": torch.randn(size, generator=draw), "bias": torch.zeros(size[0])}
-    knowledge = TaskKnowledge(keys, (increments(model, seed),) * (int(keys.increments.max()) + 1), head)
+    knowledge = TaskKnowledge(
+        keys, (increments(model, seed, rank=rank),) * (int(keys.increments.max()) + 1), head
+    )
     model.store.commit(task.name, task.kind.value, task.labels, len(task.examples), knowledge)
 
 

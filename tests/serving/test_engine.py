@@ -9,11 +9,13 @@ import time
 import pytest
 import torch
 
+from slm.backbone import bank
 from slm.model import ScalableLM
 from slm.serving.engine import Engine
 from slm.serving.refusals import Refused
 from slm.serving.settings import ServingSettings
 from slm.serving.work import AUTO, Asked, Decided, Failed, Finished, Piece, Wish
+from slm.tasks import Task
 from tests.backbone.families import load, save
 from tests.serving.stores import COOK, COOKING, FRENCH, GOOD, OUTSIDE, SUM, commit, make_store, small_tasks
 
@@ -249,3 +251,54 @@ def test_a_request_whose_knowledge_is_gone_fails_alone(pair, monkeypatch):
     failed = events.get(timeout=60)
     assert (failed.refusal.status, failed.refusal.code) == (404, "task_not_found")
     assert caller.hear(other)[1][0]
+
+
+def test_increments_of_very_different_ranks_wait_for_each_other(tmp_path, monkeypatch):
+    source = save("LLaMA", tmp_path / "model")
+    model = make_store(tmp_path / "store", load(source), 1)
+    rows = [
+        {"prompt": f"the capital of country number {i} please", "completion": f"city {i}"} for i in range(20)
+    ]
+    commit(model, Task.from_rows("capitals", rows), 5, rank=64)
+    model, large = ScalableLM.open(tmp_path / "store", load(source)), rows[3]["prompt"]
+    questions = [COOK, large, SUM, COOKING[7][0], large, "what is 5 plus 5?"]
+    expected = [model.ask(question, max_new_tokens=12)[0] for question in questions]
+    assert {task for answer in expected for task, _ in answer.tasks} >= {"cooking", "sums", "capitals"}
+    layers = model.backbone.reparameterizer.layers
+    monkeypatch.setattr(
+        bank, "MAX_FILLED_BYTES", 400 * sum(sum(layers[name].shape) for name in model.targets)
+    )
+    batches = []
+    load_all = bank.Bank.load
+    monkeypatch.setattr(
+        bank.Bank, "load", lambda self, own: (batches.append(len(own)), load_all(self, own))[1]
+    )
+    for answer, own in zip(model.ask(questions, max_new_tokens=12), expected, strict=True):
+        assert (answer.text, answer.tasks) == (own.text, own.tasks)
+    assert max(batches) > 1  # not each by itself
+    engine = Engine(model, ServingSettings(max_rows=8))
+    caller = Caller(engine)
+    asked = [caller.ask(question, max_tokens=12)[1] for question in questions]
+    engine.start()
+    try:
+        for events, own in zip(asked, expected, strict=True):
+            decided, texts, _ = caller.hear(events)
+            assert (texts[0], dict(decided.mixture)) == (own.text, pytest.approx(dict(own.tasks)))
+    finally:
+        engine.drain(10)
+
+
+def test_an_idle_engine_lets_a_large_bank_go(tmp_path, monkeypatch):
+    model = make_store(tmp_path / "store", load(save("LLaMA", tmp_path / "model")), 1)
+    monkeypatch.setattr(bank, "KEPT_BYTES", 10)
+    engine = Engine(model, ServingSettings())
+    engine.start()
+    try:
+        caller = Caller(engine)
+        caller.hear(caller.ask(COOK, max_tokens=4)[1])
+        ends = time.monotonic() + 30
+        while model.backbone.reparameterizer.bank.size_bytes:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+    finally:
+        engine.drain(10)

@@ -10,18 +10,20 @@ their addresses and shapes.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol, final, runtime_checkable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from slm.backbone.kernel import row_kernel
 from slm.backbone.targets import num_features
-from slm.errors import IncrementError
+from slm.errors import CrowdedError, IncrementError
+
+_T = TypeVar("_T")
 
 KEPT_BYTES = 512 << 20
-"""A bank larger than this is let go between requests."""
+"""A bank larger than this is let go while nothing is asked."""
 
 SPARE_ROOM = 2
 """How many times what the largest request needed may be held, so that requests can take turns in it."""
@@ -180,9 +182,9 @@ class Bank:
         """The slot of each of some increments; those that have none are written.
 
         Raises:
-            IncrementError: an increment does not fit a layer; the bank is empty then. Or they differ so much
-                in rank or layers that they would be filled up with more than :data:`MAX_FILLED_BYTES` of
-                zeros.
+            IncrementError: an increment does not fit a layer; the bank is empty then.
+            CrowdedError: they differ so much in rank or layers that they would be filled up with more than
+                :data:`MAX_FILLED_BYTES` of zeros.
         """
         wanted = {id(increment): increment for increment in increments}
         rank = max(increment.rank for increment in increments)
@@ -202,11 +204,19 @@ class Bank:
         slots |= added
         return [slots[id(increment)] for increment in increments]
 
+    def fits(self, increments: Sequence[LowRank]) -> bool:
+        """Whether one batch can use all of these distinct increments."""
+        sorts = {(increment.rank, frozenset(increment.pairs)) for increment in increments}
+        if len(sorts) < 2:
+            return True
+        rank = max(increment.rank for increment in increments)
+        return self._filled_bytes(increments, len(increments), rank) <= MAX_FILLED_BYTES
+
     def _make_room(self, increments: Sequence[LowRank], rank: int) -> None:
         """Empty slots for what one request wants, or for what is there as well where that is little more.
 
         Raises:
-            IncrementError: there would be too many zeros.
+            CrowdedError: there would be too many zeros.
         """
         self._check_filled(increments, rank)
         # Powers of two, so that few shapes are ever seen.
@@ -228,7 +238,7 @@ class Bank:
         if size > MAX_FILLED_BYTES:
             ranks = min(increment.rank for increment in increments)
             layers = min(len(increment.pairs) for increment in increments)
-            raise IncrementError(
+            raise CrowdedError(
                 f"an increment of rank {rank} in one batch with {len(increments) - 1} others, of ranks from "
                 f"{ranks} and layers from {layers} on, would take {size / 2**30:.1f} GiB of zeros, "
                 f"{MAX_FILLED_BYTES / 2**30:.1f} are allowed: ask its task by itself, or learn or import it "
@@ -281,6 +291,21 @@ class Bank:
             raise
         for slot, increment in zip(slots, increments, strict=True):
             self._kept[slot] = _reference(increment)
+
+
+def in_parts(rows: Sequence[int], act: Callable[[Sequence[int]], Sequence[_T]]) -> list[_T]:
+    """What ``act`` gives for some rows, in their order; asked in halves where they crowd the bank.
+
+    Raises:
+        CrowdedError: a row by itself does.
+    """
+    try:
+        return list(act(rows))
+    except CrowdedError:
+        if len(rows) == 1:
+            raise
+    half = len(rows) // 2
+    return [*in_parts(rows[:half], act), *in_parts(rows[half:], act)]
 
 
 def _is_float16(increment: LowRank) -> bool:

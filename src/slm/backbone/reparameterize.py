@@ -185,6 +185,7 @@ class Reparameterizer:
 
         Raises:
             IncrementError: an increment names a layer that is no target, or does not fit it.
+            CrowdedError: the increments differ too much to be used in one batch.
         """
         self.release()
         if mixture is None or mixture.is_empty:
@@ -216,6 +217,10 @@ class Reparameterizer:
         for layer in self.layers.values():
             layer.bind(None)
         self._rows = None
+
+    def rest(self) -> None:
+        """Unbind everything, and let a large bank go: nothing is asked for a while."""
+        self.release()
         self.bank.trim()
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, final
 
 import torch
 
-from slm.errors import StoreError
+from slm.errors import CrowdedError, StoreError
 from slm.knowledge import Knowledge
 from slm.model import ScalableLM
 from slm.serving.reading import Reading
@@ -167,6 +167,7 @@ class Engine:
             while not (
                 self._queue or self._calls or len(self._rows) or self._is_draining or self._is_stopped
             ):
+                self._rows.rest()
                 self._wakes.wait()
             is_idle = not (self._queue or self._calls or len(self._rows))
             return not (self._is_stopped or (self._is_draining and is_idle))
@@ -196,6 +197,8 @@ class Engine:
         budget = self.settings.prefill_tokens
         while self._queue:
             asked = self._queue[0]
+            if len(self._rows) >= asked.most_rows:  # it did not fit beside them
+                break
             # A prompt longer than the budget is read alone, else it would never be.
             has_budget = len(asked.row.prompt) <= budget or not admitted
             if asked.wish.num_answers > free or not has_budget:
@@ -224,6 +227,10 @@ class Engine:
                     self._read([asked])
             elif isinstance(error, StoreError) and self._renew():
                 self._read(admitted)
+            elif isinstance(error, CrowdedError) and len(self._rows):
+                admitted[0].most_rows = len(self._rows)
+                with self._wakes:
+                    self._queue.appendleft(admitted[0])
             else:
                 if not isinstance(error, Refused):
                     log.warning("a request failed: %s", type(error).__name__, exc_info=True)

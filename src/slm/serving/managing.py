@@ -152,7 +152,7 @@ def adapter_router(desk: Desk, settings: ServingSettings) -> APIRouter:
         folder = _inside(settings.adapters_folder, body.lora_path or "")
         record, increment = await asyncio.to_thread(_read, desk, body.lora_name, folder)
         before = desk.engine.adapters.get(record.name)
-        desk.engine.model.supply.loaded[record.commit_id] = increment
+        desk.engine.model.supply.take(record, increment)
         desk.engine.adapters = desk.engine.adapters | {record.name: record}
         if before is not None:
             desk.engine.call(lambda: _drop(desk, before))

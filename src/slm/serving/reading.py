@@ -9,6 +9,7 @@ from typing import final
 from slm.backbone.backbone import BackboneKind
 from slm.backbone.decode import prefill
 from slm.backbone.prompts import Batch
+from slm.errors import CrowdedError
 from slm.extractor import words_of
 from slm.knowledge import Knowledge
 from slm.model import ScalableLM
@@ -40,6 +41,8 @@ class Reading:
 
         Raises:
             Refused: a forced task is not among the knowledge.
+            CrowdedError: their increments cannot be used in one batch, or not beside those of the rows being
+                written; nothing was told to anybody.
             SlmError: an increment cannot be read; nothing was told to anybody.
         """
         model, backbone = self._model, self._model.backbone
@@ -66,10 +69,13 @@ class Reading:
         used = [routing.used(row) for row in range(len(asked))]
         records = routing.knowledge.records
         naming = [row for row in range(len(asked)) if is_naming(used[row], records)]
+        others = sorted(set(range(len(asked))) - set(naming))
+        if not self._rows.fits(routing, [row for row in others if not asked[row].is_labelling]):
+            raise CrowdedError("increments of running answers differ too much from a request's: ask again")
         labelled = word_chances(self._model.backbone, start, naming, used, records)
         for row, chances in zip(naming, labelled, strict=True):
             self._label(asked[row], routing, row, chances)
-        for row in sorted(set(range(len(asked))) - set(naming)):
+        for row in others:
             if asked[row].is_labelling:
                 self._label(asked[row], routing, row, {})
             else:

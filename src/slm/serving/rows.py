@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -58,12 +59,21 @@ class Rows:
         self._backbone.reparameterizer.release()
         self._is_bound = False
 
+    def rest(self) -> None:
+        """The same, and nothing is asked for a while."""
+        self._backbone.reparameterizer.rest()
+        self._is_bound = False
+
+    def fits(self, routing: Routing, rows: Sequence[int]) -> bool:
+        """Whether the increments of some rows of a prefill can be used beside those in use."""
+        parts = [part for row in self._rows for part in row.parts]
+        parts += [part for row in rows for part in _parts_of(routing, row)]
+        distinct = {id(increment): increment for increment, _ in parts}
+        return self._backbone.reparameterizer.bank.fits(list(distinct.values()))
+
     def admit(self, asked: Asked, routing: Routing, row: int, start: Prefill, max_tokens: int) -> None:
         """Take over a row of a prefill, once for each answer it is to have, and write the first tokens."""
-        parts: list[tuple[LowRank, float]] = []
-        if routing.mixture is not None:
-            slots, weights = routing.mixture.slots[row].tolist(), routing.mixture.weights[row].tolist()
-            parts = [(routing.mixture.increments[s], w) for s, w in zip(slots, weights, strict=True) if w > 0]
+        parts = _parts_of(routing, row)
         kind = "generation" if parts else "frozen"
         logits = start.logits[row : row + 1].float()
         if self._first is not None:  # the first token of some decoders is not chosen
@@ -72,7 +82,7 @@ class Rows:
         tokenizer = self._backbone.renderer.tokenizer
         for index in range(asked.wish.num_answers):
             answer = Answer(index, asked.wish, max_tokens, tokenizer, self._ends, kind)
-            new = _Row(asked, answer, tuple(parts))
+            new = _Row(asked, answer, parts)
             self._take([new], logits)
             if answer.reason is None:
                 self._slots.admit(start, row)
@@ -129,6 +139,15 @@ class Rows:
                 self._rows[place] = last
         if places:
             self._is_bound = False
+
+
+def _parts_of(routing: Routing, row: int) -> tuple[tuple[LowRank, float], ...]:
+    """The increments that a row of a prefill uses, and how much of each."""
+    mixture = routing.mixture
+    if mixture is None:
+        return ()
+    slots, weights = mixture.slots[row].tolist(), mixture.weights[row].tolist()
+    return tuple((mixture.increments[s], w) for s, w in zip(slots, weights, strict=True) if w > 0)
 
 
 def _mixture(rows: list[_Row]) -> Mixture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class Asked:
         row: the tokenized prompt.
         is_labelling: only the probabilities of labels are wanted.
         is_cancelled: set when nobody waits any more.
+        most_rows: it is read while fewer rows than this are written, as beside them it did not fit.
     """
 
     prompt: Any
@@ -141,6 +143,7 @@ class Asked:
     row: Any = None
     is_labelling: bool = False
     is_cancelled: bool = False
+    most_rows: int = sys.maxsize
     begun: float = field(default_factory=time.monotonic)
 
     @property
