@@ -11,13 +11,22 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from slm.backbone.load import load_backbone
-from slm.config import BackboneConfig, Config, LearningConfig, RetrievalConfig
+from slm.config import BackboneConfig, Config, IncrementConfig, LearningConfig, RetrievalConfig
 from slm.errors import BackboneError, ConfigError, DataError, IncrementError, StoreError, TaskError
 from slm.model import ScalableLM
 from slm.tasks import Task
+from tests.backbone.families import TEMPLATES, VOCABULARY, tokenizer
 
 # PEFT asks transformers for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -100,6 +109,25 @@ def test_a_merged_model_answers_as_the_one_that_knows_only_this_task_and_unmergi
     after = model.backbone.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert model.ask(TEXTS, max_new_tokens=6) == answers
+
+
+def test_an_adapter_is_imported_where_only_attention_outputs_can_be_bent(tmp_path):
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "ffn_dim": 48, "num_attention_heads": 4}
+    config = OPTConfig(
+        **shape, vocab_size=VOCABULARY, max_position_embeddings=128, word_embed_proj_dim=32, pad_token_id=0
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer(TEMPLATES["causal"]).save_pretrained(tmp_path / "model")
+    loading = BackboneConfig(dtype="float32", device="cpu", max_tokens=64)
+    settings = Config(backbone=loading, increments=IncrementConfig(targets="attention-output"))
+    model = ScalableLM.create(tmp_path / "store", str(tmp_path / "model"), settings)
+    own = OPTForCausalLM.from_pretrained(tmp_path / "model")
+    lora = LoraConfig(target_modules=["out_proj"], r=4, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(own, lora).save_pretrained(tmp_path / "adapter")
+    rows = [{"prompt": f"say number {i}", "completion": f"it is {i}"} for i in range(12)]
+    report = model.import_adapter(tmp_path / "adapter", Task.from_rows("numbers", rows))
+    assert (report.rank, report.num_layers) == (4, 3)
+    assert model.ask("say number 5", max_new_tokens=2)[0].tasks == (("numbers", 1.0),)
 
 
 def test_a_merged_mixture_names_its_tasks_by_weight(encoder):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from slm.backbone import decode
 from slm.backbone.decode import prefill, score_labels
 from slm.backbone.generate import generate
 from slm.backbone.prompts import IGNORED
+from slm.errors import DataError
+from tests.backbone.families import load, save
 
 PROMPTS = ["What is the capital of France?", "Name three colours of the rainbow, please.", "Is water wet?"]
 
@@ -30,6 +35,33 @@ def test_label_scores_are_the_log_probabilities_of_each_text_run_alone(smollm2, 
             counted = batch.targets[0] != IGNORED
             slow = log_probs[counted].gather(1, batch.targets[0][counted][:, None]).sum()
             assert float(score) == pytest.approx(float(slow), abs=1e-3)
+
+
+def test_few_rows_at_a_time_score_labels_as_all_at_once(smollm2, start, monkeypatch):
+    labels = [["Paris", "London", "New York City"], ["yes", "no"], ["New Orleans", "maybe so"]]
+    expected = score_labels(smollm2, start, [0, 2, 1], labels)
+    passes = []
+    forward = smollm2.model.forward
+    monkeypatch.setattr(decode, "MAX_LOGITS", 1)
+    monkeypatch.setattr(
+        smollm2.model, "forward", lambda **x: (passes.append(len(x["input_ids"])), forward(**x))[1]
+    )
+    for found, own in zip(score_labels(smollm2, start, [0, 2, 1], labels), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
+    assert passes == [1, 1, 1]
+
+
+def test_a_label_that_does_not_fit_behind_its_prompt_is_refused(tmp_path):
+    backbone = load(save("GPT-2", tmp_path / "model"))
+    row = replace(
+        backbone.row("a question", is_truncating=False, where="row"), prompt=(5,) * 127, content=(0, 127)
+    )
+    start = prefill(backbone, backbone.batch([row]))
+    assert backbone.window == 128
+    with pytest.raises(
+        DataError, match=r"a question of 127 tokens leaves 1 of the window's 128 to its labels"
+    ):
+        score_labels(backbone, start, [0], [["no", "quite wonderful indeed, and more"]])
 
 
 def test_generating_from_the_prefill_equals_generating_from_the_prompt(smollm2, start):

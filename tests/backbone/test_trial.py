@@ -8,6 +8,7 @@ import transformers
 
 from slm.backbone import trial
 from slm.backbone.backbone import BackboneKind
+from slm.backbone.backbone import _window as window_of
 from slm.backbone.decode import prefill
 from slm.backbone.slots import ApartSlots, Slots, slots_of
 from slm.errors import BackboneError, ConfigError
@@ -98,6 +99,23 @@ def test_a_decoder_deeper_than_the_encoder_writes_as_any_other(backbone):
 
 def test_the_window_is_read_by_whichever_name_it_has(folder_of):
     assert load(folder_of("MPT")).window == 128
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "default"])
+def test_positions_that_a_long_row_changes_for_its_batch_end_the_window(rope_type):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, **(factors if rope_type == "longrope" else {})}
+    config = transformers.Phi3Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        vocab_size=100,
+        pad_token_id=0,
+        rope_parameters=rope,
+    )
+    assert window_of(transformers.Phi3ForCausalLM(config)) == (32 if rope_type == "longrope" else 128)
 
 
 @pytest.mark.parametrize("family", WRITERS)

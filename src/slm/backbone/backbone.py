@@ -105,6 +105,10 @@ class Backbone:
         """Names of the layers that increments change; see :func:`slm.backbone.targets.choose_targets`."""
         return choose_targets(self._linear, which, first_block)
 
+    def bendable(self, first_block: int) -> set[str]:
+        """Names of all layers from a block on that can be re-parameterized row by row."""
+        return {layer.name for layer in self._linear if layer.is_bendable and layer.block >= first_block}
+
     @contextlib.contextmanager
     def learning_attention(self) -> Iterator[None]:
         """Unfused attention within the block on a CPU: its fused kernel is slow backwards (docs/log.md)."""
@@ -275,11 +279,18 @@ def _renderer(
 def _window(model: Any) -> int:
     """The longest row in tokens; 512 where the model's config sets no limit.
 
-    Position tables that keep places for padding (RoBERTa's, say) hold that many rows less.
+    Position tables that keep places for padding (RoBERTa's, say) hold that many rows less. Rotary positions
+    that a longer row changes for its whole batch (``longrope``, ``dynamic``) reach as far as they stay.
     """
     config = model.config.get_text_config()
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     window = int(next(filter(None, named), 512))
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    for own in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if own.get("rope_type") in ("longrope", "dynamic"):
+            original = own.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            window = min(window, int(original or window))
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             window = min(window, module.num_embeddings - module.padding_idx - 1)

@@ -20,9 +20,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Batch
+from slm.errors import DataError
 
 MAX_SEQUENCES = 64
 """Label texts that are scored at once where each has a row of its own."""
+
+MAX_LOGITS = 1 << 26
+"""Logits that are computed at once where they share a row, at least one row's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,13 @@ def score_labels(
 
     Returns:
         Per row, (Y,) float32 log-probabilities, one per candidate.
+
+    Raises:
+        DataError: a candidate does not fit into the window behind its prompt.
     """
     tokens = [[backbone.renderer.answer_ids(text) for text in texts] for texts in labels]
+    for row, texts, own in zip(rows, labels, tokens, strict=True):
+        _check_window(backbone, int(start.batch.mask[row].sum()), texts, own)
     first = start.logits[list(rows)].float().log_softmax(-1)
     read = read_apart if backbone.is_reading_apart else read_side_by_side
     later = read(backbone, start, rows, tokens)
@@ -83,6 +92,19 @@ def score_labels(
         torch.stack([first[i, ids[0]] + score for ids, score in zip(row, scores, strict=True)])
         for i, (row, scores) in enumerate(zip(tokens, later, strict=True))
     ]
+
+
+def _check_window(
+    backbone: Backbone, num_past: int, labels: Sequence[str], tokens: Sequence[Sequence[int]]
+) -> None:
+    """Expect every label to end within the window; its last token is predicted and never read."""
+    room = backbone.window - (0 if backbone.renderer.is_apart else num_past)
+    longest = max(range(len(tokens)), key=lambda i: len(tokens[i]))
+    if len(tokens[longest]) - 1 > room:
+        raise DataError(
+            f"a question of {num_past} tokens leaves {room} of the window's {backbone.window} to its labels, "
+            f"{labels[longest]!r} takes {len(tokens[longest]) - 1}: shorten the question"
+        )
 
 
 Tokens = Sequence[Sequence[Sequence[int]]]
@@ -146,6 +168,12 @@ def read_side_by_side(
     its own beginning only.
     """
     width = max(sum(len(ids) - 1 for ids in row) for row in tokens)
+    most = max(1, MAX_LOGITS // max(1, width * start.logits.shape[1]))
+    if len(rows) > most:
+        parts = (slice(at, at + most) for at in range(0, len(rows), most))
+        return [
+            found for part in parts for found in read_side_by_side(backbone, start, rows[part], tokens[part])
+        ]
     if not width:
         zero = start.logits.new_zeros((), dtype=torch.float32)
         return [[zero for _ in row] for row in tokens]

@@ -99,7 +99,7 @@ def import_adapter(
     # Learned keys own an increment each; an adapter is one, so all of them own that.
     keys = dataclasses.replace(keys, increments=torch.zeros_like(keys.increments))
     first = first_bent_block(model.config.retrieval, backbone.num_layers)
-    reached = set(backbone.targets("all-linear", first))
+    reached = backbone.bendable(first)
     metadata = {
         "imported_from": str(adapter.settings.get("base_model_name_or_path") or ""),
         "needs_two_passes": not reached.issuperset(adapter.increment.pairs),
