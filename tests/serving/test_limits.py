@@ -121,6 +121,17 @@ def test_teaching_and_forgetting_are_off_unless_allowed(address):
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "teaching_is_off")
 
 
+def test_a_client_is_told_what_it_may_ask_for(address, store, tiny_folder, tiny):
+    # The window has room for one token of the prompt at least.
+    told = httpx2.get(address + "/v1/limits").json()
+    assert told == {"max_tokens": tiny.window - 1, "is_teaching": False}
+    with serving(fresh_model(store, tiny_folder), max_tokens=8, is_teaching=True) as teaching:
+        assert httpx2.get(teaching + "/v1/limits").json() == {"max_tokens": 8, "is_teaching": True}
+        for wanted, status in ((8, 200), (9, 400)):
+            body = json.dumps({"messages": MESSAGES, "max_tokens": wanted}).encode()
+            assert post(teaching, CHAT, body).status_code == status
+
+
 def test_other_web_pages_and_other_names_of_this_machine_are_refused(address):
     body = json.dumps({"messages": MESSAGES, "max_tokens": 1}).encode()
     assert post(address, CHAT, body, origin="https://evil.example").json()["error"]["code"] == "wrong_origin"
@@ -193,6 +204,7 @@ def test_keys_separate_asking_teaching_and_administration(tmp_path, store, tiny_
                 answer = send(address, wrong)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
                 assert answer.headers["www-authenticate"] == "Bearer"
+        assert httpx2.get(address + "/v1/limits").status_code == 401
         assert httpx2.get(address + "/health").status_code == 200
 
 

@@ -57,6 +57,13 @@ def test_a_request_is_answered_upstream_by_its_tasks_own_adapter(servers, store,
     assert {f"sums-{commits['sums']}", f"cooking-{commits['cooking']}"} <= loaded
 
 
+def test_how_long_an_answer_may_be_is_the_upstreams_to_say(servers):
+    router, behind, _ = servers
+    longest = [httpx2.get(f"{server}/v1/limits").json()["max_tokens"] for server in (router, behind)]
+    assert longest[0] is None
+    assert longest[1] > 1
+
+
 @pytest.mark.parametrize("width", [1, 7, 1000])
 def test_a_streamed_event_is_told_more_wherever_it_is_cut_and_whatever_its_text(width):
     text = "one\u2028two\x85three"

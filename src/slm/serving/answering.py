@@ -100,6 +100,19 @@ class Desk:
         self.name = model_name(engine.model.backbone.source)
         self._lock = threading.Lock()  # a tokenizer takes one caller at a time
 
+    @property
+    def longest_answer(self) -> int | None:
+        """The longest answer that may be asked for, in tokens; None where another server answers."""
+        if self.settings.upstream is not None:
+            return None
+        # Where the answer follows its prompt in one window, the prompt has one token of it at least.
+        return min(self.settings.max_tokens, self.engine.model.backbone.window - self._is_in_one_window)
+
+    @property
+    def _is_in_one_window(self) -> bool:
+        backbone = self.engine.model.backbone
+        return not backbone.renderer.is_apart and backbone.kind is not BackboneKind.ENCODER
+
     def resolve(self, model: str) -> str | None:
         """The task that a model's name forces; None where it forces none.
 
@@ -237,8 +250,7 @@ class Desk:
                     raise Refused(400, message, "invalid_value", param) from None
                 raise refuse(error) from error
             num_tokens = len(row.prompt)
-            is_apart = backbone.renderer.is_apart or backbone.kind is BackboneKind.ENCODER
-            if not is_apart and num_tokens + wanted > backbone.window:
+            if self._is_in_one_window and num_tokens + wanted > backbone.window:
                 raise Refused(
                     400,
                     f"{where} has {num_tokens} tokens and max_tokens is {wanted}, the window holds "

@@ -185,6 +185,18 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class Limits(BaseModel):
+    """Answer of ``/v1/limits``: what a client may do here.
+
+    Attributes:
+        max_tokens: longest answer that may be asked for; None where another server answers.
+        is_teaching: whether tasks may be taught and forgotten.
+    """
+
+    max_tokens: int | None
+    is_teaching: bool
+
+
 class TaskCard(BaseModel):
     """One learned task."""
 

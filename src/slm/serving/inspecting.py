@@ -1,4 +1,4 @@
-"""Routes that show: classifications, retrievals, models."""
+"""Routes that show: classifications, retrievals, models, limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from slm.errors import StoreError
 from slm.knowledge import Knowledge
 from slm.serving.answering import Desk
-from slm.serving.answers import Classifications, ModelCard, ModelList, Retrievals, new_id, now
+from slm.serving.answers import Classifications, Limits, ModelCard, ModelList, Retrievals, new_id, now
 from slm.serving.completions import headers_of, knowing, usage_of
 from slm.serving.schema import InputRequest
 from slm.serving.work import AUTO, Wish
@@ -23,7 +23,7 @@ _AT_ONCE = 32  # texts whose queries are read between two steps
 
 
 def inspection_router(desk: Desk) -> APIRouter:
-    """All three routes."""
+    """All four."""
     router = APIRouter(prefix="/v1", tags=["inspection"])
     started = now()
 
@@ -77,6 +77,11 @@ def inspection_router(desk: Desk) -> APIRouter:
         """One model."""
         desk.resolve(model)
         return ModelCard(id=model, created=started)
+
+    @router.get("/limits", response_model=Limits)
+    async def limits() -> Any:
+        """The longest answer that may be asked for, and whether tasks may be taught and forgotten."""
+        return Limits(max_tokens=desk.longest_answer, is_teaching=desk.settings.is_teaching)
 
     return router
 
