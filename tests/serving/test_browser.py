@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slm.serving.keys import add_key
+from slm.tasks.task import check_name
 from tests.serving.conftest import fresh_model, serving
 from tests.serving.stores import FRENCH, SUM, make_store
 
@@ -112,32 +113,69 @@ def test_a_question_and_a_name_are_text_and_never_html(open_page, address):
     assert page.title() == "slm"
 
 
-def test_everything_is_reached_with_the_keyboard_alone(open_page, address):
-    page = open_page(address)
-    page.wait_for_selector(".plane svg")
-    page.wait_for_selector(".tasks tbody tr")
-    page.keyboard.press("Tab")
-    assert active(page, "textContent") == "Skip to the question"
-    page.keyboard.press("Enter")
-    page.keyboard.type(SUM)
-    assert active(page, "id") == "question"
-    page.keyboard.press("Enter")
-    answered(page)
-    reached: list[str] = []
-    while "Forget cooking" not in reached:
+def test_everything_is_reached_with_the_keyboard_alone(open_page, store, tiny_folder):
+    with serving(fresh_model(store, tiny_folder), is_teaching=True) as address:
+        page = open_page(address)
+        page.wait_for_selector(".plane svg")
+        page.wait_for_selector("[aria-label='Forget cooking']")
         page.keyboard.press("Tab")
-        reached.append(active(page, "getAttribute('aria-label') ?? document.activeElement.textContent"))
-        assert len(reached) < 60, reached
-        if reached[-1].startswith("Map of"):
-            page.keyboard.press("ArrowRight")
-            assert page.inner_text("#map-told") == "The key of languages."
-    assert {"Ask", "How to read it", "Learned"} <= set(reached)
-    page.keyboard.press("Enter")
-    page.wait_for_selector("dialog[open]")
-    assert active(page, "textContent") == "Keep it"
-    page.keyboard.press("Escape")
-    page.wait_for_selector("dialog", state="detached")
-    assert active(page, "getAttribute('aria-label')") == "Forget cooking"
+        assert active(page, "textContent") == "Skip to the question"
+        page.keyboard.press("Enter")
+        page.keyboard.type(SUM)
+        assert active(page, "id") == "question"
+        page.keyboard.press("Enter")
+        answered(page)
+        reached: list[str] = []
+        while "Forget cooking" not in reached:
+            page.keyboard.press("Tab")
+            reached.append(active(page, "getAttribute('aria-label') ?? document.activeElement.textContent"))
+            assert len(reached) < 60, reached
+            if reached[-1].startswith("Map of"):
+                page.keyboard.press("ArrowRight")
+                assert page.inner_text("#map-told") == "The key of languages."
+        assert {"Ask", "How to read it", "Learned"} <= set(reached)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog[open]")
+        assert active(page, "textContent") == "Keep it"
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog", state="detached")
+        assert active(page, "getAttribute('aria-label')") == "Forget cooking"
+
+
+def test_where_teaching_is_off_the_page_says_how_to_turn_it_on_and_offers_none(open_page, address, tiny):
+    page = open_page(address)
+    page.wait_for_selector(".tasks tbody tr")
+    page.wait_for_selector("#teach code:has-text('--allow-teaching')")
+    assert page.query_selector(".drop, .row-actions, input[type=file]") is None
+    page.click("text=Length and temperature")
+    longest = page.locator("label:has-text('Longest answer') input")
+    assert longest.get_attribute("max") == str(tiny.window - 1)
+    longest.fill("9999")
+    longest.press("Tab")
+    assert longest.input_value() == str(tiny.window - 1)
+
+
+def test_the_name_proposed_for_a_file_is_one_that_a_task_may_have(open_page, store, tiny_folder, tmp_path):
+    wanted = {
+        "My data (2).jsonl": "my-data-2",
+        "_Überblick 2026.JSONL": "berblick-2026",
+        70 * "A" + ".jsonl": 64 * "a",
+        63 * "a" + " b.jsonl": 63 * "a",
+    }
+    with serving(fresh_model(store, tiny_folder), is_teaching=True) as address:
+        page = open_page(address)
+        for file_name, name in wanted.items():
+            page.wait_for_selector(".drop")
+            file = tmp_path / file_name
+            file.write_text('{"text": "a", "label": "b"}\n')
+            choose(page, file)
+            check_name(name)
+            assert page.input_value(".confirm input") == name
+            assert page.is_enabled(".confirm .primary")
+            page.fill(".confirm input", "Recipes")
+            assert page.inner_text("#name-hint").startswith("Use 1 to 64 of a-z")
+            assert page.is_disabled(".confirm .primary")
+            page.click(".confirm .actions .quiet")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -181,6 +219,7 @@ def test_a_dropped_file_is_learned_before_one_s_eyes_and_forgotten_again(
     with serving(fresh_model(folder, tiny_folder), is_teaching=True) as address:
         page = open_page(address)
         page.wait_for_selector(".tasks tbody tr")
+        page.wait_for_selector(".drop")
         choose(page, wrong)
         assert page.inner_text("#teach [role=alert]").startswith("Line 2 has word:")
         choose(page, right)

@@ -12,8 +12,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from slm.errors import ConfigError
+from slm.errors import ConfigError, TaskError
 from slm.serving.page import FOLDER, MANIFEST, load_page, page_router
+from slm.serving.uploads import SUFFIXES
+from slm.tasks.task import _NAME, check_name
 
 SOURCES = Path(__file__).parents[2] / "page"
 SINGLE = ("index.html", "package-lock.json", "package.json", "tsconfig.json", "vite.config.ts")
@@ -38,6 +40,27 @@ def test_the_committed_bundle_is_the_one_that_the_sources_build():
         "run `make page` and commit the bundle"
     )
     assert {p.name for p in FOLDER.iterdir()} == {MANIFEST, *built["files"]}
+
+
+def test_the_page_lets_a_task_be_called_what_the_server_does():
+    source = (SOURCES / "src/teach/taskName.ts").read_text()
+    assert re.findall(r"NAME = /\^(.*)\$/;", source) == [_NAME.pattern]
+    with pytest.raises(TaskError) as caught:
+        check_name("")
+    rule = str(caught.value).partition(": use ")[2]
+    assert f'"Use {rule}."' in source
+    (most,) = re.findall(r"MOST_CHARACTERS = (\d+);", source)
+    check_name(int(most) * "a")
+    with pytest.raises(TaskError):
+        check_name((int(most) + 1) * "a")
+
+
+def test_the_page_takes_no_file_that_the_server_refuses():
+    teach = SOURCES / "src/teach"
+    (offered,) = re.findall(r'accept="([^"]+)"', (teach / "TeachPanel.tsx").read_text())
+    (read,) = re.findall(r"!/\\\.(\w+)\$/i\.test\(file\.name\)", (teach / "readRows.ts").read_text())
+    assert offered == f".{read}"
+    assert offered in SUFFIXES
 
 
 def test_packages_of_the_bundle_are_pinned_exactly():

@@ -4,6 +4,12 @@ export interface Model {
   id: string;
 }
 
+export interface Limits {
+  /** Longest answer that may be asked for; null where another server answers. */
+  max_tokens: number | null;
+  is_teaching: boolean;
+}
+
 export interface MixtureItem {
   task: string;
   weight: number;

@@ -1,6 +1,6 @@
 import { Empty, Failure, TaskName } from "../parts/parts";
 import { asks, current, shown, tellOrigin, type Asked } from "../state/asks";
-import { backbone, forcedTask, tasks } from "../state/store";
+import { backbone, forcedTask, isTeaching, tasks } from "../state/store";
 import { percent } from "../words";
 import { RetrievalBars } from "./RetrievalBars";
 
@@ -8,10 +8,11 @@ export function Answer() {
   const asked = current.value;
   if (!asked) {
     const isUntaught = tasks.value.value?.length === 0;
+    const end = isTeaching.value ? "you teach it a task below" : "it is taught a task";
     return (
       <Empty title={isUntaught ? "Nothing taught yet" : "Nothing asked yet"}>
         {isUntaught
-          ? "Questions go to the frozen model until you teach it a task below."
+          ? `Questions go to the frozen model until ${end}.`
           : "The answer appears here, with the tasks it was drawn from, and your question takes its place on the map."}
       </Empty>
     );

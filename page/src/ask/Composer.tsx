@@ -1,6 +1,6 @@
 import { useRef, useState } from "preact/hooks";
 import { ask, isAnswering, stop, type Options } from "../state/asks";
-import { backbone, forcedTask, models } from "../state/store";
+import { backbone, forcedTask, limits, models } from "../state/store";
 
 const DEFAULTS: Options = { model: "auto", maxTokens: null, temperature: 0 };
 
@@ -95,6 +95,7 @@ function ModelChoice({ options, choose }: ChoiceProps) {
 }
 
 function MoreOptions({ options, choose }: ChoiceProps) {
+  const most = limits.value.value?.max_tokens ?? null;
   return (
     <details class="more-options">
       <summary>Length and temperature</summary>
@@ -104,12 +105,12 @@ function MoreOptions({ options, choose }: ChoiceProps) {
           <input
             type="number"
             min={1}
-            max={2048}
+            {...(most === null ? {} : { max: most })}
             placeholder="as set"
             value={options.maxTokens ?? ""}
             onChange={(event) => {
               const wanted = Math.round(event.currentTarget.valueAsNumber);
-              choose({ ...options, maxTokens: wanted ? Math.min(Math.max(wanted, 1), 2048) : null });
+              choose({ ...options, maxTokens: wanted ? Math.min(Math.max(wanted, 1), most ?? Infinity) : null });
             }}
           />
         </label>

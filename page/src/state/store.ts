@@ -1,6 +1,6 @@
 import { computed, signal } from "@preact/signals";
 import { receive, send, storeVersion, tell } from "../api/http";
-import type { Evaluations, KnowledgeMap, Model, Task } from "../api/types";
+import type { Evaluations, KnowledgeMap, Limits, Model, Task } from "../api/types";
 import { lookOf, type Look } from "../looks";
 
 /** Something fetched: not yet there, there, or why not. What was there stays while it is fetched again. */
@@ -15,8 +15,12 @@ export const tasks = signal<Fetched<Task[]>>(nothing);
 export const models = signal<Fetched<Model[]>>(nothing);
 export const map = signal<Fetched<KnowledgeMap>>(nothing);
 export const evaluations = signal<Fetched<Evaluations>>(nothing);
+export const limits = signal<Fetched<Limits>>(nothing);
 /** What the polite live region says. */
 export const announcement = signal("");
+
+/** Whether tasks may be taught and forgotten here; no, until the server has said so. */
+export const isTeaching = computed(() => limits.value.value?.is_teaching ?? false);
 
 /** The frozen backbone: the one model that is neither `auto` nor has a task in its name. */
 export const backbone = computed(
@@ -55,10 +59,15 @@ export async function refreshTasks(): Promise<void> {
   });
 }
 
-/** Everything that follows from what the store holds. */
+export async function refreshLimits(): Promise<void> {
+  await refresh(limits, () => receive<Limits>("/v1/limits"));
+}
+
+/** Everything that follows from what the store holds, and what the server allows. */
 export async function refreshAll(): Promise<void> {
   await refreshTasks();
   await Promise.all([
+    refreshLimits(),
     refresh(models, async () => (await receive<{ data: Model[] }>("/v1/models")).data),
     refresh(map, () => receive<KnowledgeMap>("/v1/map")),
     refresh(evaluations, () => receive<Evaluations>("/v1/evaluations")),

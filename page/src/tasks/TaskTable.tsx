@@ -1,7 +1,7 @@
 import { useEffect, useState } from "preact/hooks";
 import type { Task } from "../api/types";
 import { Empty, Loading, Missing, TaskName } from "../parts/parts";
-import { refreshTasks, tasks } from "../state/store";
+import { isTeaching, refreshTasks, tasks } from "../state/store";
 import { age, bytes, count, date, list, moment, percent, plain } from "../words";
 import { ForgetDialog } from "./ForgetDialog";
 
@@ -37,7 +37,11 @@ export function TasksPanel() {
       {error && <Missing message={error} retry={() => void refreshTasks()} />}
       {!value && !error && <Loading what="the tasks" lines={4} />}
       {value?.length === 0 && (
-        <Empty title="No tasks yet">Drop a data file in “Teach a task”, and what it learns appears here.</Empty>
+        <Empty title="No tasks yet">
+          {isTeaching.value
+            ? "Drop a data file in “Teach a task”, and what it learns appears here."
+            : "What it is taught appears here."}
+        </Empty>
       )}
       {value && value.length > 0 && <Table all={value} leave={setLeaving} />}
       {leaving && <ForgetDialog task={leaving} close={() => setLeaving(null)} />}
@@ -74,9 +78,11 @@ function Table({ all, leave }: { all: Task[]; leave: (task: Task) => void }) {
                 </button>
               </th>
             ))}
-            <th scope="col">
-              <span class="unseen">Forget</span>
-            </th>
+            {isTeaching.value && (
+              <th scope="col">
+                <span class="unseen">Forget</span>
+              </th>
+            )}
           </tr>
         </thead>
         <tbody role="rowgroup">
@@ -107,11 +113,13 @@ function Row({ task, leave }: { task: Task; leave: (task: Task) => void }) {
           {age(learned)}
         </time>
       </td>
-      <td role="cell" class="row-actions">
-        <button type="button" class="quiet danger" aria-label={`Forget ${task.name}`} onClick={() => leave(task)}>
-          Forget
-        </button>
-      </td>
+      {isTeaching.value && (
+        <td role="cell" class="row-actions">
+          <button type="button" class="quiet danger" aria-label={`Forget ${task.name}`} onClick={() => leave(task)}>
+            Forget
+          </button>
+        </td>
+      )}
     </tr>
   );
 }

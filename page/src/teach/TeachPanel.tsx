@@ -1,13 +1,12 @@
 import { useRef, useState } from "preact/hooks";
 import { tell } from "../api/http";
-import { Failure } from "../parts/parts";
+import { Failure, Loading, Missing } from "../parts/parts";
 import { teach } from "../state/jobs";
-import { tasks } from "../state/store";
+import { limits, refreshLimits, tasks } from "../state/store";
 import { bytes, plain } from "../words";
 import { JobList } from "./JobList";
-import { nameFrom, readRows, type Rows } from "./readRows";
-
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
+import { readRows, type Rows } from "./readRows";
+import { MOST_CHARACTERS, NAME, NAME_RULE, nameFrom } from "./taskName";
 
 interface Chosen {
   file: File;
@@ -15,6 +14,24 @@ interface Chosen {
 }
 
 export function TeachPanel() {
+  const { value, error } = limits.value;
+  return (
+    <section class="panel" id="teach" aria-labelledby="teach-title">
+      <h2 id="teach-title">Teach a task</h2>
+      {error && <Missing message={error} retry={() => void refreshLimits()} />}
+      {!value && !error && <Loading what="whether tasks may be taught" />}
+      {value?.is_teaching === false && (
+        <p class="muted">
+          Teaching and forgetting are off here: run the server with <code>--allow-teaching</code> to turn them on.
+        </p>
+      )}
+      {value?.is_teaching && <Choice />}
+      <JobList />
+    </section>
+  );
+}
+
+function Choice() {
   const [chosen, setChosen] = useState<Chosen | null>(null);
   const [error, setError] = useState<string | null>(null);
   const [name, setName] = useState("");
@@ -36,13 +53,11 @@ export function TeachPanel() {
   };
 
   return (
-    <section class="panel" id="teach" aria-labelledby="teach-title">
-      <h2 id="teach-title">Teach a task</h2>
+    <>
       {!chosen && <DropZone choose={choose} />}
       {chosen && <Confirm chosen={chosen} name={name} setName={setName} fail={setError} leave={leave} />}
       {error && <Failure message={error} />}
-      <JobList />
-    </section>
+    </>
   );
 }
 
@@ -79,7 +94,7 @@ function DropZone({ choose }: { choose: (file: File | undefined) => void }) {
         ref={input}
         class="unseen"
         type="file"
-        accept=".jsonl,.ndjson"
+        accept=".jsonl"
         tabIndex={-1}
         aria-hidden="true"
         onChange={(event) => choose(event.currentTarget.files?.[0])}
@@ -137,7 +152,7 @@ function Confirm({ chosen, name, setName, fail, leave }: ConfirmProps) {
           <input
             value={name}
             required
-            maxLength={100}
+            maxLength={MOST_CHARACTERS}
             autocomplete="off"
             spellcheck={false}
             aria-invalid={Boolean(wrong)}
@@ -173,7 +188,7 @@ function Confirm({ chosen, name, setName, fail, leave }: ConfirmProps) {
 }
 
 function wrongName(name: string): string | null {
-  if (!NAME.test(name)) return "Letters, digits, dots, - and _ only, beginning with a letter or digit.";
+  if (!NAME.test(name)) return NAME_RULE;
   const isTaken = tasks.value.value?.some((task) => task.name === name);
   return isTaken ? "There is a task of this name already: forget it first, or choose another name." : null;
 }

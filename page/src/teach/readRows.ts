@@ -13,7 +13,7 @@ const NUM_EXAMPLES = 3;
 export class RowError extends Error {}
 
 export async function readRows(file: File): Promise<Rows> {
-  if (!/\.(jsonl|ndjson)$/i.test(file.name)) {
+  if (!/\.jsonl$/i.test(file.name)) {
     throw new RowError(`${file.name} is no .jsonl file: one JSON object a line, such as {"text": …, "label": …}`);
   }
   const isPartial = file.size > MOST_READ_BYTES;
@@ -64,10 +64,4 @@ function understand(row: Record<string, unknown>): { question: string; answer: s
     }
   }
   return null;
-}
-
-/** A task's name from a file's: `My data (2).jsonl` becomes `My-data-2`. */
-export function nameFrom(file: File): string {
-  const stem = file.name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9._-]+/g, "-");
-  return stem.replace(/^[^A-Za-z0-9]+|-+$/g, "").slice(0, 100);
 }
