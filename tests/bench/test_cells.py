@@ -49,10 +49,11 @@ def test_two_that_begin_at_once_go_on_side_by_side(tmp_path, monkeypatch):
 
 
 def test_a_result_that_is_no_number_is_not_written(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder, cell = RunFolder(tmp_path), Cell("slm", "8", 0)
     folder.begin(WHAT)
-    with pytest.raises(ValueError, match="Out of range float"):
-        folder.keep(Cell("slm", "8", 0), {"score": float("nan")})
+    for odd, told in (({"a": [1, {"b": float("nan")}]}, "a.1.b nan"), ({"c": float("-inf")}, "c -inf")):
+        with pytest.raises(DataError, match=f"^its result has {told}, which no table can hold: lower"):
+            folder.keep(cell, odd)
     assert list((tmp_path / "cells").iterdir()) == []
 
 

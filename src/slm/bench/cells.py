@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,14 @@ class RunFolder:
         """Write the result of a cell; one that is there already stays.
 
         Raises:
+            DataError: it holds a number that is not finite.
             ConfigError: it cannot be written.
         """
+        if odd := _odd_number(result):
+            raise DataError(
+                f"its result has {odd}, which no table can hold: lower the method's learning rate, or leave "
+                "the method out with --methods"
+            )
         try:
             with contextlib.suppress(FileExistsError):
                 _write_new(self._file(cell), result)
@@ -157,6 +164,19 @@ def _write_new(path: Path, value: Mapping[str, Any]) -> None:
         scratch.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         scratch.chmod(0o644)
         path.hardlink_to(scratch)
+
+
+def _odd_number(value: Any, place: str = "") -> str | None:
+    """The first number of a result that is not finite, with the names that lead to it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place} {value}"
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, list | tuple):
+        inner = enumerate(value)
+    found = (_odd_number(part, f"{place}.{name}".lstrip(".")) for name, part in inner)
+    return next((odd for odd in found if odd), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from slm.bench.environment import environment
 from slm.bench.scratch import clear_scratch, scratch_folder
 from slm.bench.suite import ALONE, METRICS, Preset, Suite
 from slm.bench.suite_data import load_tasks, training_task
-from slm.errors import ConfigError, LearningError, SlmError
+from slm.errors import ConfigError, DataError, LearningError, SlmError
 from slm.tasks import Stream, Task
 
 _BYTES_PER_CELL = 3 << 30
@@ -99,7 +99,11 @@ def run_suite(run: Run, *, num_jobs: int | None = None, on_done: Callable[[Cell,
         if isinstance(result, str):
             failures[cell.name] = result
             continue
-        folder.keep(cell, result)
+        try:
+            folder.keep(cell, result)
+        except DataError as error:
+            failures[cell.name] = str(error)
+            continue
         on_done(cell, result["time_s"])
     if failures:
         told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
