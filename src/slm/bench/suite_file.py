@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from slm.bench.baselines import NAMES
-from slm.bench.suite import METRICS, HubData, Preset, Source, Suite, nearest
+from slm.bench.suite import ALONE, METRICS, HubData, Preset, Source, Suite, nearest
 from slm.config import Config
-from slm.errors import ConfigError
+from slm.errors import ConfigError, TaskError
 from slm.evaluation.scorers import SCORERS
+from slm.tasks.task import check_name
 
 SOURCES = "sources"
 """The file beside the suites that says where their tasks come from."""
 PROMPTS = ("plain", "chat")
 TRUNCATIONS = ("middle",)
+SUITE_ENDINGS = (".yaml", ".yml")
+"""Of the files that hold a suite of one's own."""
 
 _OF_A_SUITE = [field.name for field in fields(Suite) if field.name != "name"]
 _OF_A_SUITE += ["prompt", "truncation", "metrics"]
 _OF_A_PRESET = [field.name for field in fields(Preset) if field.name not in ("name", "settings")]
-_WHOLE = ("train", "test", "outside_test", "max_new_tokens")
-"""What of a preset is a whole number."""
+_LEAST = {"train": 1, "test": 1, "outside_test": 0, "max_new_tokens": 1}
+"""What of a preset is a whole number, and from which on."""
 
 
 def suite_names() -> tuple[str, ...]:
@@ -67,6 +70,7 @@ def _build(name: str, found: Mapping[str, Any], sources: Mapping[str, Any], orig
     for key, order in orders.items():
         if sorted(order) != sorted(tasks):
             raise ConfigError(f"{origin}: order {key} is no order of the suite's tasks: name each one once")
+        _expect_order_name(key, origin)
     return Suite(
         name=name,
         version=int(found["version"]),
@@ -102,17 +106,19 @@ def _preset(
     values = dict(_named(found, _OF_A_PRESET, where))
     config = dict(values.pop("config", {}))
     config["backbone"] = {"prompt_format": prompt, **config.get("backbone", {})}
-    for key in _WHOLE:
+    for key, least in _LEAST.items():
         if key in values:
-            _expect_whole(values[key], key, where)
+            _expect_whole(values[key], key, where, least)
     values["orders"] = tuple(map(str, values["orders"]))
     for order in values["orders"]:
         if order not in orders:
             raise ConfigError(f"{where} has no {nearest('order', order, orders)}")
+    for key in ("orders", "seeds", "per_label"):
+        _expect_each_once(values.get(key, ()), key, where)
     values["seeds"] = tuple(_expect_whole(seed, "seeds", where) for seed in values["seeds"])
     if "per_label" in values:
         values["per_label"] = tuple(
-            None if number == "all" else _expect_whole(number, "per_label", where)
+            None if number == "all" else _expect_whole(number, "per_label", where, 1)
             for number in values["per_label"]
         )
     values["methods"] = {
@@ -132,10 +138,27 @@ def _named(found: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
     return found
 
 
-def _expect_whole(value: Any, name: str, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"{where}: {name} must be a whole number from 0, got {value!r}: correct it")
+def _expect_whole(value: Any, name: str, where: str, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{where}: {name} must be a whole number from {least}, got {value!r}: correct it")
     return value
+
+
+def _expect_each_once(values: Sequence[Any], name: str, where: str) -> None:
+    """Two of one name or number would be one cell, computed twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{where}: {name} has {value!r} more than once: name it once")
+
+
+def _expect_order_name(name: str, origin: str) -> None:
+    """An order's name stands in those of its cells' files, and must not look like that of a task alone."""
+    try:
+        check_name(name)
+    except TaskError as error:
+        raise ConfigError(f"{origin}: an order needs a name that a task may have ({error})") from None
+    if name.startswith(ALONE):
+        raise ConfigError(f"{origin}: order {name} begins as that of a task learned alone does: rename it")
 
 
 def _number(value: Any, name: str, where: str) -> float:
@@ -146,7 +169,7 @@ def _number(value: Any, name: str, where: str) -> float:
 
 
 def _read(name: str) -> tuple[str, str]:
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(SUITE_ENDINGS):
         try:
             return Path(name).read_text(encoding="utf-8"), name
         except (OSError, UnicodeDecodeError) as error:
