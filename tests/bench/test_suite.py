@@ -118,6 +118,23 @@ def test_hub_rows_become_inputs_by_the_template_and_a_row_without_a_gold_label_i
         load_tasks(load_suite(tmp_path / "own.yaml"), None, ["sizes"])
 
 
+def test_a_copy_of_a_data_set_is_read_by_folder_and_questions_without_an_answer_are_left_out(tmp_path):
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / "hub" / folder).mkdir(parents=True)
+        rows = [{"q": f"{folder}{i}", "answer": ("yes", None, " ")[i % 3]} for i in range(6 + 3 * number)]
+        for part in ("train", "test"):
+            (tmp_path / "hub" / folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = SUITE.replace(
+        "hues: {kind: classification, metric: accuracy}",
+        f"hues: {{kind: generation, metric: rouge_l, hub: {{path: {tmp_path / 'hub'}, configuration: b, "
+        "revision: refs/convert/parquet, train: train, test: test}, "
+        "input: '{{ q }}', target: '{{ answer }}'}",
+    )
+    (tmp_path / "own.yaml").write_text(text)
+    task = load_tasks(load_suite(tmp_path / "own.yaml"), None, ["hues"])["hues"]
+    assert [(e.prompt, e.target) for e in task.examples] == [(f"b{i}", "yes") for i in (0, 3, 6)]
+
+
 def test_a_template_that_does_not_fit_names_row_and_column(tmp_path):
     hub = tmp_path / "hub"
     hub.mkdir()
@@ -137,6 +154,20 @@ def test_the_digest_follows_what_is_measured_and_not_which_cells_are_run(own):
     assert own.digest(dataclasses.replace(preset, orders=("2",), seeds=(3,), about="")) == own.digest(preset)
     assert own.digest(dataclasses.replace(preset, train=7)) != own.digest(preset)
     assert dataclasses.replace(own, version=2).digest(preset) != own.digest(preset)
+
+
+def test_the_digest_does_not_follow_where_a_data_set_s_files_lie():
+    suite = load_suite("retention")
+    preset, source = suite.preset("cpu"), suite.sources["e2e_nlg"]
+    assert source.hub.revision
+    moved = dataclasses.replace(source, hub=dataclasses.replace(source.hub, revision=""))
+    assert dataclasses.replace(suite, sources={**suite.sources, "e2e_nlg": moved}).digest(preset) == (
+        suite.digest(preset)
+    )
+    other = dataclasses.replace(source, hub=dataclasses.replace(source.hub, path="x/y"))
+    assert dataclasses.replace(suite, sources={**suite.sources, "e2e_nlg": other}).digest(preset) != (
+        suite.digest(preset)
+    )
 
 
 def test_the_digest_follows_the_settings_of_the_file_and_not_the_defaults_of_the_library(own):

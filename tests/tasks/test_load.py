@@ -7,6 +7,7 @@ import pytest
 
 from slm.errors import ConfigError, TaskError
 from slm.tasks import Example, Task, TaskKind
+from slm.tasks.load import PARQUET_COPY, open_data_set
 
 from .files import GOOD, NO_ROWS, lines, message_of, write
 
@@ -167,6 +168,20 @@ def test_a_data_set_gives_the_names_of_its_labels(monkeypatch):
         'data set owner/films (unlabelled) row 1: "label" must be text, a whole number or true/false, '
         "got nothing (null or NaN): mend it or delete the row"
     )
+
+
+def test_a_configuration_of_the_hub_s_own_copy_is_a_folder(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **named: calls.append((args, named)))
+    open_data_set("owner/films", "train", "old")
+    open_data_set("owner/films", "train", "old", "main")
+    open_data_set("owner/films", "train", "old", PARQUET_COPY)
+    assert calls == [
+        (("owner/films", "old"), {"split": "train"}),
+        (("owner/films", "old"), {"split": "train", "revision": "main"}),
+        (("owner/films", None), {"split": "train", "revision": "refs/convert/parquet", "data_dir": "old"}),
+    ]
 
 
 def test_a_data_set_that_cannot_be_loaded_is_refused_on_one_line(monkeypatch):

@@ -28,12 +28,14 @@ class HubData:
         train: split to learn from.
         test: split to measure on.
         configuration: of the data set; empty for its only one.
+        revision: branch or commit of its files; empty for the main branch.
     """
 
     path: str
     train: str
     test: str
     configuration: str = ""
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +145,14 @@ class Suite:
         """SHA-256 of what the suite decides to measure, in hexadecimal.
 
         The library's own defaults are no part of it: a later version goes on with an earlier one's run, and
-        every cell says which commit and which settings it is of.
+        every cell says which commit and which settings it is of. Nor is the revision of a data set, whose
+        rows have a digest of their own.
         """
         held = dataclasses.asdict(dataclasses.replace(self, presets={preset.name: preset}))
         for name in ("orders", "seeds", "methods", "about", "config"):  # these choose cells, or stand in them
             held["presets"][preset.name].pop(name)
+        for source in held["sources"].values():
+            (source["hub"] or {}).pop("revision", None)
         return hashlib.sha256(json.dumps([held, METRICS], sort_keys=True).encode()).hexdigest()
 
 

@@ -88,12 +88,13 @@ def _rendered(name: str, source: Source, split: str) -> list[Row]:
     assert source.hub is not None
     # Autoescaping is for HTML; these are plain texts.
     environment = SandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+        undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, finalize=_or_nothing
     )
     question, answer = environment.from_string(source.input), environment.from_string(source.target)
     columns = ("text", "label") if source.kind == "classification" else ("prompt", "completion")
     rows = []
-    data = open_data_set(source.hub.path, split, source.hub.configuration or None)
+    hub = source.hub
+    data = open_data_set(hub.path, split, hub.configuration or None, hub.revision or None)
     for number, fields in enumerate(data, start=1):
         if fields.get("label", 0) == -1:
             continue  # a row without a gold label
@@ -104,5 +105,12 @@ def _rendered(name: str, source: Source, split: str) -> list[Row]:
                 f"{source.hub.path} row {number} does not fit the template of {name!r} ({error}): "
                 "mend input and target of its source"
             ) from None
+        if source.kind == "generation" and not pair[1]:
+            continue  # a question without an answer
         rows.append(Row(source.hub.path, "row", number, dict(zip(columns, pair, strict=True))))
     return rows
+
+
+def _or_nothing(value: object) -> object:
+    """What a template writes of a value: an empty text in place of null, which Jinja would call None."""
+    return "" if value is None else value

@@ -16,6 +16,8 @@ from slm.tasks.task import Example, Message, Task, TaskKind, check_name, draw
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _SUFFIXES_TEXT = ".csv, .json, .jsonl or .parquet"
+PARQUET_COPY = "refs/convert/parquet"
+"""Branch where the hub keeps its own copy of a data set, for many that are scripts the only readable form."""
 _DATA_SET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # A name that ends like this is a file that is meant, not a data set id.
 _FILE_SUFFIX = re.compile(
@@ -266,21 +268,30 @@ def _read_parquet(path: Path) -> list[Row]:
     return [Row(str(path), "row", number, value) for number, value in enumerate(values, start=1)]
 
 
-def open_data_set(source: str, split: str, configuration: str | None = None) -> Any:
+def open_data_set(
+    source: str, split: str, configuration: str | None = None, revision: str | None = None
+) -> Any:
     """Load one split of a Hugging Face data set.
 
     Args:
         source: its id, or a folder with its files.
         split: name, or a slice such as "train[:80%]".
         configuration: of a data set that has several.
+        revision: branch or commit; None is the main branch. In the hub's own copy of data sets
+            (:data:`PARQUET_COPY`) a configuration is a folder.
 
     Raises:
         DataError: it cannot be loaded.
     """
     import datasets
 
+    elsewhere: dict[str, Any] = {}
+    if revision is not None:
+        elsewhere["revision"] = revision
+    if revision == PARQUET_COPY:
+        elsewhere["data_dir"], configuration = configuration, None
     try:
-        return datasets.load_dataset(source, configuration, split=split)
+        return datasets.load_dataset(source, configuration, split=split, **elsewhere)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise DataError(
