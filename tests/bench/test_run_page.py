@@ -14,6 +14,7 @@ import pytest
 from slm.bench.baselines import NAMES
 from slm.bench.cells import Cell, RunFolder
 from slm.bench.run_figures import LOOKS, draw_confusions, draw_figures, look_of
+from slm.bench.run_notes import drift_notes, notes
 from slm.bench.run_page import write_report
 from slm.bench.run_text import (
     COLUMNS,
@@ -23,7 +24,6 @@ from slm.bench.run_text import (
     drift_rows,
     leaderboard_table,
     markdown,
-    notes,
 )
 from slm.bench.tables import leaderboard, side_by_side
 from slm.errors import DataError
@@ -98,6 +98,7 @@ def test_means_spreads_and_gaps_are_those_of_the_formulas():
     slm = line_of("slm")
     assert slm.average.mean == pytest.approx(0.775)
     assert slm.average.deviation == pytest.approx(stdev([0.75, 0.8]))
+    assert slm.when_learned.mean == pytest.approx(0.8)
     assert slm.forgetting.mean == pytest.approx(0.05)
     assert slm.backward_transfer.mean == pytest.approx(-0.05)
     assert slm.oracle_gap.mean == pytest.approx(0.025)
@@ -121,6 +122,7 @@ def test_bounds_stand_last_and_a_joint_method_has_no_forgetting():
     assert joint.average.mean == pytest.approx(0.9)
     assert joint.average.deviation is None
     assert joint.forgetting is None
+    assert joint.when_learned is None
 
 
 def test_without_an_oracle_there_is_no_gap_and_without_single_tasks_no_transfer():
@@ -130,6 +132,17 @@ def test_without_an_oracle_there_is_no_gap_and_without_single_tasks_no_transfer(
     header, rows = leaderboard_table([line])
     assert "forward transfer" not in header
     assert rows[0][header.index("oracle gap")] == "–"
+
+
+def test_forward_transfer_does_without_the_first_task_and_says_of_how_many_cells_it_is():
+    found = [*RESULTS[:2], RESULTS[6]]  # films alone: enough for order 1, whose first task is news
+    slm = line_of("slm", found)
+    assert slm.forward_transfer.mean == pytest.approx(0.7 - 0.6)
+    assert slm.forward_transfer.num_cells == 1
+    assert "Forward transfer is of those cells alone whose tasks were learned alone too: SLM (1 of 2)." in (
+        notes_of(found)
+    )
+    assert "Forward transfer" not in notes_of(RESULTS)
 
 
 def test_numbers_of_examples_are_lines_of_their_own():
@@ -154,11 +167,53 @@ def test_drift_is_told_as_the_change_against_the_frozen_backbone():
     assert drift_rows(RESULTS) is None
 
 
+def drift(loss, **scores):
+    return {"loss": loss, "scores": scores, "abstained": 0.0}
+
+
+def test_drift_after_different_numbers_of_examples_is_told_apart():
+    line = [[0.1], [0.1, 0.1]]
+    results = [
+        cell("slm", "1", line, per_label=64, drift=drift(3.5, x=0.2)),
+        cell("slm", "1", line, per_label=16, drift=drift(3.25, x=0.4)),
+        cell("frozen", "1", line, per_label=16, drift=drift(3.0, x=0.5)),
+    ]
+    header, rows = drift_rows(results)
+    assert header[:2] == ("method", "of each label")
+    assert rows == [
+        ("FROZEN", "16", "3.000 (+0.000)", "50.0 (+0.0)", "0%"),
+        ("SLM", "16", "3.250 (+0.250)", "40.0 (-10.0)", "0%"),
+        ("SLM", "64", "3.500 (+0.500)", "20.0 (-30.0)", "0%"),
+    ]
+
+
+def test_columns_in_which_nothing_can_be_lost_are_named(tmp_path):
+    line = [[0.1], [0.1, 0.1]]
+    results = [
+        cell("frozen", "1", line, drift=drift(3.0, x=0.0, y=0.5, z=0.0)),
+        cell("slm", "1", line, drift=drift(3.0, x=0.1, y=0.5, z=0.0)),
+    ]
+    told = "The frozen backbone scores 0 on x and z: these columns can show what a method gained, but no loss"
+    assert drift_notes(results)[0].startswith(told)
+    assert told in markdown(RUN, results)
+    assert told in page_of(results, tmp_path)
+    assert drift_notes(results[1:]) == []
+    assert drift_notes([cell("frozen", "1", line, drift=drift(3.0, x=0.1))]) == []
+
+
 def test_the_command_repeats_what_was_run():
     assert command_of(RUN, RESULTS) == (
         "slm bench long --preset cpu --data DATA --test 4 --methods joint,oracle,slm --orders 1,2 --seeds 0 "
         "--alone --out runs/x"
     )
+
+
+def test_the_command_names_the_file_of_a_suite_of_one_s_own():
+    own = {**RUN, "suite": "mine"}
+    assert command_of({**own, "suite_file": "my suites/mine.yaml"}, RESULTS).startswith(
+        "slm bench 'my suites/mine.yaml' --preset cpu"
+    )
+    assert command_of(own, RESULTS).startswith("slm bench FILE.yaml --preset cpu")
 
 
 def test_the_command_repeats_the_part_of_a_curve_that_was_run():
@@ -344,10 +399,11 @@ FEW = [
     for method in ("slm", "oracle")
     for order in ("8", "10")
 ]
+RUN_OF_FEW = {**RUN, "per_label_of_1_percent": 4, "num_examples_of_1_percent": 16}
 
 
 def test_every_number_of_examples_has_its_table_of_tasks_and_its_1_percent():
-    text = markdown(RUN, FEW)
+    text = markdown(RUN_OF_FEW, FEW)
     few = text.index("points of 100; 4 examples of each label.")
     assert few < text.index("| SLM | 50.0 | 50.0 |") < text.index("100; 16 examples of each label.")
     assert "| SLM | 60.0 | 60.0 |" in text
@@ -366,6 +422,45 @@ def test_captions_say_of_which_orders_seeds_and_examples_figures_are():
     assert "4, 16 and 64 examples of each label" in third
     lacking = [*FEW, cell("ewc", "9", [[0.1], [0.1, 0.1]], per_label=4)]
     assert captions(lacking)["matrices"].endswith("Not among them: EWC.")
+
+
+def test_the_bytes_of_1_percent_are_reckoned_from_the_number_they_were_measured_for():
+    def told(**run):
+        return notes_of(FEW, {**RUN, **run})
+
+    measured = {"per_label_of_1_percent": 64, "num_examples_of_1_percent": 120}
+    assert (
+        "takes 1.5 kB on average with 64 examples of each label, about 0.2 kB with 4 examples of each label, "
+        "about 0.8 kB with 16 examples of each label."
+    ) in told(**measured)
+    # A run of an older version measured the preset's first number, 16 for this one.
+    assert (
+        "takes 1.5 kB on average with 16 examples of each label, about 0.4 kB with 4 examples of each label."
+    ) in told(preset="few-shot")
+    assert "1.5 kB on average with 4 examples of each label, about 6.0 kB with 16" in told(suite="mine")
+    # Nothing to reckon from: no cell has all examples.
+    assert "takes 1.5 kB on average with all examples.\n" in told()
+
+
+def test_an_average_that_no_order_changes_is_told_to_say_nothing_of_its_certainty():
+    told = "The average is the same in every order for ORACLE: all orders ask the same test rows, so a"
+    assert told in notes_of(RESULTS)
+    seeds = [cell("slm", "1", [[0.5], [0.5, 0.5]], seed=seed) for seed in (0, 1)]
+    assert "in every order" not in notes_of(seeds)
+    assert "for SLM with 4 examples of each label; ORACLE with 4" in notes_of(FEW)
+
+
+def test_a_caption_speaks_of_the_oracle_where_it_is_drawn():
+    assert "distance to the oracle's" in captions(RESULTS)["curves"]
+    assert "oracle" not in captions(RESULTS[:2])["curves"]
+
+
+def test_a_number_of_examples_that_only_joint_methods_have_is_reported(tmp_path):
+    joint = cell("joint", "1", [[0.9, 0.9]], per_label=256)
+    few = cell("slm", "1", [[0.5], [0.5, 0.5]], per_label=16)
+    assert captions([few, joint]).keys() == {"costs", "confusion", "shots"}
+    assert "<h2>Few examples</h2>" in page_of([few, joint], tmp_path / "both")
+    assert "<h2>What it costs</h2>" in page_of([joint], tmp_path / "joint")
 
 
 def test_every_column_of_the_leaderboard_is_explained(tmp_path):
@@ -392,7 +487,7 @@ def test_a_page_follows_the_reader_s_colours_and_fits_a_phone(tmp_path):
 def test_columns_where_large_is_best_sort_so_at_the_first_click(tmp_path):
     page = page_of(RESULTS, tmp_path)
     found = re.findall(r"<th scope=col data-best=large><button>([^<]*)", page)
-    assert found == ["average", "backward transfer", "forward transfer", "films", "news"]
+    assert found == ["average", "when learned", "backward transfer", "forward transfer", "films", "news"]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's script")
@@ -411,7 +506,7 @@ def test_dashes_sort_last_both_ways(tmp_path):
 
 def test_markdown_has_every_method_and_the_command_under_the_table():
     text = markdown(RUN, RESULTS)
-    assert "| SLM | 77.50 ± 3.54 | 5.00 ± 7.07 |" in text
+    assert "| SLM | 77.50 ± 3.54 | 80.00 ± 0.00 | 5.00 ± 7.07 |" in text
     assert "JOINT (bound)" in text
     assert text.startswith("## Two <tasks>: preset cpu\n\nSeconds of LoRA. Backbone")
     assert text.index("slm bench long") > text.index("JOINT (bound)")

@@ -135,6 +135,31 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(planned, monkeypatch, err
     assert [r["cell"]["method"] for r in RunFolder(run.out).results()] == ["slm"]
 
 
+def test_a_result_that_is_no_number_is_the_failure_of_its_cell(planned, monkeypatch):
+    run = planned(methods=("ewc", "slm"))
+
+    def spoil(run, cell, num_threads=None):
+        score = float("nan") if cell.method == "ewc" else 0.5
+        return result(cell.method, cell.order, [[score], [0.5, 0.5]])
+
+    monkeypatch.setattr("slm.bench.runner.run_cell", spoil)
+    for num_left in (2, 1):  # and again when it goes on
+        message = f"1 of {num_left} cells failed, .*: ewc--order-1--seed-0: its result has scores.0.0 nan"
+        with pytest.raises(LearningError, match=message):
+            run_with_bar(run, 1)
+    assert [r["cell"]["method"] for r in RunFolder(run.out).results()] == ["slm"]
+
+
+def test_a_run_says_of_how_many_examples_its_bytes_are_and_where_its_suite_was_read(planned, tmp_path):
+    run = planned(shots=("2",), changes={"per_label": (1, 2)})
+    told = describe(run, load_tasks(run.suite, run.data, run.suite.tasks))
+    assert (told["per_label_of_1_percent"], told["num_examples_of_1_percent"]) == (2, 8)
+    assert told["suite_file"] == str(tmp_path / "own.yaml")
+    whole = planned()
+    told = describe(whole, load_tasks(whole.suite, whole.data, whole.suite.tasks))
+    assert (told["per_label_of_1_percent"], told["num_examples_of_1_percent"]) == (None, 12)
+
+
 def test_cells_with_other_settings_of_their_method_do_not_lie_side_by_side(planned):
     run_with_bar(planned(methods=("ewc",)), 1)
     other = planned(methods=("ewc",), changes={"methods": {"ewc": {"strength": 7.0}}})

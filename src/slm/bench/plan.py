@@ -14,7 +14,7 @@ from slm.bench.cells import Cell
 from slm.bench.rival import settle
 from slm.bench.runner import Run, run_suite
 from slm.bench.suite import Preset, nearest, shots_text
-from slm.bench.suite_file import load_suite
+from slm.bench.suite_file import SUITE_ENDINGS, load_suite
 from slm.errors import ConfigError
 
 
@@ -64,7 +64,8 @@ def plan_run(
         settle(scale.methods.get(method, {}), rival(method).defaults)
     chosen_shots = None if shots is None else _choose_shots(shots, scale)
     data, out = places
-    return Run(chosen, scale, chosen_methods, data, out, is_alone, options, chosen_shots)
+    file = suite if suite.endswith(SUITE_ENDINGS) else None
+    return Run(chosen, scale, chosen_methods, data, out, is_alone, options, chosen_shots, file)
 
 
 def _choose_shots(shots: Sequence[str], preset: Preset) -> tuple[int | None, ...]:

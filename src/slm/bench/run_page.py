@@ -13,6 +13,7 @@ from typing import Any
 from slm.bench.cells import RunFolder
 from slm.bench.report import save_figure
 from slm.bench.run_figures import draw_figures
+from slm.bench.run_notes import drift_notes, notes
 from slm.bench.run_text import (
     COLUMNS,
     DEFINITIONS,
@@ -24,7 +25,6 @@ from slm.bench.run_text import (
     drift_rows,
     leaderboard_table,
     markdown,
-    notes,
     short_commit,
     task_tables,
 )
@@ -40,7 +40,7 @@ _TITLES = {
     "confusion": "Routing",
 }
 
-_LARGE_IS_BEST = ("average", "backward transfer", "forward transfer")
+_LARGE_IS_BEST = ("average", "when learned", "backward transfer", "forward transfer")
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -181,7 +181,9 @@ def _page(run: Mapping[str, Any], results: Sequence[Result], figures: Mapping[st
     if drift:
         sections.append(
             "<h2>Base-model drift</h2><p>What was never learned: loss on unrelated texts (nats a token) and "
-            "zero-shot scores; in brackets the change against the frozen backbone.</p>" + _table(drift, [])
+            "zero-shot scores; in brackets the change against the frozen backbone.</p>"
+            + _table(drift, [])
+            + _paragraphs(drift_notes(results))
         )
     return _PAGE.substitute(
         title=html.escape(run["title"]),
@@ -191,11 +193,15 @@ def _page(run: Mapping[str, Any], results: Sequence[Result], figures: Mapping[st
         formulas=html.escape(FORMULAS),
         columns=_definitions({name: [COLUMNS[name]] for name in board[0] if name in COLUMNS}),
         leaderboard=_table(board, [_mark(line) for line in lines]),
-        notes="".join(f"<p>{html.escape(note)}</p>" for note in notes(run, results)),
+        notes=_paragraphs(notes(run, results)),
         sections="\n".join(sections),
         command=html.escape(command_of(run, results)),
         environment=_definitions(_environment(results)),
     )
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
 
 
 def _mark(line: Line) -> str:

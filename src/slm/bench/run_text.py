@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slm.bench.run_notes import drift_notes, examples_text, listed, notes
 from slm.bench.suite import shots_text
+from slm.bench.suite_file import suite_names
 from slm.bench.tables import (
     Line,
-    Place,
     Result,
     Spread,
     by_number,
@@ -17,7 +18,6 @@ from slm.bench.tables import (
     is_alone,
     leaderboard,
     num_shots,
-    place_of,
     shared_cells,
     side_by_side,
 )
@@ -34,6 +34,8 @@ FORMULAS = (
 COLUMNS = {
     "of each label": "examples of each label that a task is learned from",
     "average": "(1/t) Σ a[t][j], the mean score of all t tasks after the last one",
+    "when learned": "(1/t) Σ a[j][j], the mean score of each task just after it was learned: a method that "
+    "scores little then has little to forget, so its small forgetting is no retention",
     "forgetting": "mean over j < t of max over i ≥ j of a[i][j] − a[t][j]: what tasks lost of their best",
     "backward transfer": "mean over j < t of a[t][j] − a[j][j]: what later tasks changed of the first score",
     "forward transfer": "mean over j > 1 of a[j][j] less the score of task j where it is learned alone",
@@ -44,8 +46,10 @@ COLUMNS = {
     "it can; an encoder cannot, so they count as wrong",
     "kB per task": "kept at the end beside the frozen backbone, over the number of tasks. Of slm: increment, "
     "head, key and statistics of each task, and the store's background statistics in cells from commit "
-    "6e4d665 on. Increments kept in a store are float16 from commit ef0cb94 on; in cells of earlier commits "
-    "they are float32, twice as large",
+    "6e4d665 on. Increments kept in a store, those of slm, its bounds, its ablations and the mean key, are "
+    "float16 from commit ef0cb94 on; in cells of earlier commits they are float32, twice as large. The "
+    "increments, prompts, heads and weights of all other methods are counted as float32, as most of them go "
+    "on learning",
     "learn, s per task": "seconds to learn a task; of a joint method, all tasks over their number. What slm, "
     "its bounds and its ablations learn of a task is learned once a run, and its time counts for each. All "
     "times are of a shared machine as it was, so only large ratios mean something",
@@ -59,7 +63,7 @@ DEFINITIONS = "\n".join([FORMULAS, "", *(f"* **{name}**: {text}." for name, text
 
 _CAPTIONS = {
     "curves": "Mean score of all tasks learned so far. Tasks differ in difficulty, so every curve moves with "
-    "them; the distance to the oracle's, black and dashed with stars, is what forgetting and routing cost.",
+    "them.",
     "costs": "Average after the last task against bytes kept beside the frozen backbone, and against the "
     "time to learn a task. Bars are deviations over orders and seeds. Where an axis counts decades, what "
     "lies left of the first one runs evenly to zero.",
@@ -69,6 +73,9 @@ _CAPTIONS = {
     "task's rows routed to another one.",
     "shots": "Average after the last task against examples of each label.",
 }
+_BESIDE_ORACLE = (
+    " The distance to the oracle's, black and dashed with stars, is what forgetting and routing cost."
+)
 
 
 def leaderboard_table(lines: Sequence[Line]) -> Table:
@@ -79,6 +86,7 @@ def leaderboard_table(lines: Sequence[Line]) -> Table:
         "method",
         *(["of each label"] if has_shots else []),
         "average",
+        "when learned",
         "forgetting",
         "backward transfer",
         *(["forward transfer"] if has_transfer else []),
@@ -99,6 +107,7 @@ def leaderboard_table(lines: Sequence[Line]) -> Table:
                 line.title + (" (bound)" if line.is_bound else ""),
                 *shots,
                 points(line.average),
+                points(line.when_learned),
                 points(line.forgetting),
                 points(line.backward_transfer),
                 *transfer,
@@ -134,23 +143,26 @@ def _apart(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     groups: dict[int | None, list[Line]] = {}
     for line in lines:
         groups.setdefault(line.per_label, []).append(line)
-    return [(f"; {_shots(n)}" if len(groups) > 1 else "", own) for n, own in groups.items()]
+    return [(f"; {examples_text(n)}" if len(groups) > 1 else "", own) for n, own in groups.items()]
 
 
 def captions(results: Sequence[Result]) -> dict[str, str]:
-    """What each figure shows, and of which orders, seeds and examples it is."""
+    """What each figure shows that has cells to show, and of which orders, seeds and examples it is."""
     cells = [result for result in results if not is_alone(result)]
     beside = side_by_side(cells)
     shown = {
         "curves": shared_cells(cells),
         "costs": [r for r in cells if r["cell"]["per_label"] == beside[0]["cell"]["per_label"]],
-        "matrices": beside,
+        "matrices": [result for result in beside if not result["is_joint"]],
         "confusion": beside,
         "shots": cells,
     }
-    told = {name: f"{text} Shown: {_stream(shown[name])}." for name, text in _CAPTIONS.items()}
+    texts = dict(_CAPTIONS)
+    if any(result["cell"]["method"] == "oracle" for result in shown["curves"]):
+        texts["curves"] += _BESIDE_ORACLE
+    told = {name: f"{text} Shown: {_stream(shown[name])}." for name, text in texts.items() if shown[name]}
     lived = {result["title"] for result in cells if not result["is_joint"]}
-    for name in ("curves", "matrices", "confusion"):
+    for name in told.keys() & {"curves", "matrices", "confusion"}:
         if lacking := sorted(lived - {result["title"] for result in shown[name]}):
             told[name] += f" Not among them: {', '.join(lacking)}."
     return told
@@ -164,14 +176,9 @@ def _stream(results: Sequence[Result]) -> str:
     lengths = [n for r in results for n in r["num_examples"]]
     examples = f"{_span(lengths)} examples a task"
     if numbers != [None]:
-        *others, last = [str(number or "all") for number in numbers]
-        told = f"{', '.join(others)} and {last}" if others else last
+        told = listed([str(number or "all") for number in numbers])
         examples = f"{told} examples of each label, {examples}"
     return f"{_named('order', orders)}; {_named('seed', seeds)}; {examples}"
-
-
-def _shots(per_label: int | None) -> str:
-    return "all examples" if per_label is None else f"{per_label} examples of each label"
 
 
 def _named(name: str, values: Sequence[object]) -> str:
@@ -189,13 +196,21 @@ def drift_rows(results: Sequence[Result]) -> Table | None:
     if not found:
         return None
     tasks = list(found[0]["scores"])
-    header = ("method", "loss on unrelated texts", *(f"{task}, zero-shot" for task in tasks), "refused")
+    has_shots = len({row["per_label"] for row in found}) > 1
+    header = (
+        "method",
+        *(["of each label"] if has_shots else []),
+        "loss on unrelated texts",
+        *(f"{task}, zero-shot" for task in tasks),
+        "refused",
+    )
     rows = []
-    for row in sorted(found, key=lambda row: row["method"] != "frozen"):
+    for row in sorted(found, key=lambda row: (num_shots(row["per_label"]), row["method"] != "frozen")):
         before = row["before"]
         rows.append(
             (
                 row["title"],
+                *([str(row["per_label"] or "all")] if has_shots else []),
                 _changed(row["loss"], before and before["loss"], 1.0, "{:.3f}", "{:+.3f}"),
                 *(
                     _changed(row["scores"][t], before and before["scores"][t], 100.0, "{:.1f}", "{:+.1f}")
@@ -223,31 +238,12 @@ def markdown(run: Mapping[str, Any], results: Sequence[Result]) -> str:
         parts += [
             "What was never learned, and in brackets the change against `frozen`:",
             _markdown_table(drift),
+            *drift_notes(results),
         ]
     commits = sorted({short_commit(result["environment"]["commit"]) for result in results})
     device = sorted({result["environment"]["device"] for result in results})
     parts.append(f"    {command_of(run, results)}\n\nCommit {', '.join(commits)}; {', '.join(device)}.")
     return "\n\n".join(parts) + "\n"
-
-
-def notes(run: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
-    """What stands under a leaderboard: what took how much, and which numbers compare unlike things."""
-    hours = sum(result["time_s"] for result in results) / 3600
-    found = [_one_percent(run, results), f"{len(results)} cells, computed in {hours:.1f} hours in all."]
-    if lacking := _lacking(results):
-        found.append(f"Means of fewer cells than others': {'; '.join(lacking)}.")
-    other = Counter(r["title"] for r in results if r.get("digest", run["digest"]) != run["digest"])
-    if other:
-        found.append(
-            "Of another digest than run.json's, whose settings or whose commit's way of summing them up "
-            f"differ, are {_counted(other, len(results))}."
-        )
-    if apart := _apart_from_oracle(results):
-        found.append(
-            f"Of another commit than the oracle's cell beside them are {_counted(apart, len(results))}. "
-            "Their oracle gap holds changes of the code as well."
-        )
-    return found
 
 
 def short_commit(commit: str) -> str:
@@ -256,41 +252,9 @@ def short_commit(commit: str) -> str:
     return digits[:12] + space + words
 
 
-def _one_percent(run: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """What replaying 1% takes; measured for the smallest number of examples, told for all."""
-    totals: dict[int | None, int] = {}
-    for result in results:
-        if not is_alone(result):
-            totals.setdefault(result["cell"]["per_label"], sum(result["num_examples"]))
-    first, *others = sorted(totals, key=num_shots)
-    measured = run["bytes_per_task_of_1_percent"] / 1e3
-    told = f"To keep 1% of a task's training rows takes {measured:.1f} kB on average"
-    if others:
-        told += f" with {_shots(first)}"
-    for number in others:
-        told += f", about {measured * totals[number] / totals[first]:.1f} kB with {_shots(number)}"
-    return f"{told}."
-
-
-def _counted(titles: Counter[str], num_cells: int) -> str:
-    named = "; ".join(f"{title} ({number})" for title, number in sorted(titles.items()))
-    return f"{titles.total()} of {num_cells} cells: {named}"
-
-
-def _apart_from_oracle(results: Sequence[Result]) -> Counter[str]:
-    """Titles of methods with the number of their cells that are of another commit than the oracle's."""
-    commits = {place_of(r): r["environment"]["commit"] for r in results if r["cell"]["method"] == "oracle"}
-    return Counter(
-        r["title"]
-        for r in results
-        if not is_alone(r)
-        and commits.get(place_of(r), r["environment"]["commit"]) != r["environment"]["commit"]
-    )
-
-
 def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
     """The command that repeats a run."""
-    words = ["slm bench", run["suite"], f"--preset {run['preset']}", "--data DATA"]
+    words = ["slm bench", _suite_of(run), f"--preset {run['preset']}", "--data DATA"]
     words += [f"--{name.replace('_', '-')} {value}" for name, value in run["options"].items()]
     chosen = {
         "methods": sorted({result["cell"]["method"] for result in results}),
@@ -304,6 +268,13 @@ def command_of(run: Mapping[str, Any], results: Sequence[Result]) -> str:
     return " ".join([*words, *(["--alone"] if any(map(is_alone, results)) else []), "--out runs/x"])
 
 
+def _suite_of(run: Mapping[str, Any]) -> str:
+    """The word that names its suite in a command: a name of the package's, or the file that was given."""
+    if file := run.get("suite_file"):
+        return shlex.quote(file)
+    return str(run["suite"]) if run["suite"] in suite_names() else "FILE.yaml"
+
+
 def describe_cells(results: Sequence[Result]) -> str:
     """Orders, seeds, examples and test rows of some cells, in words."""
     cells = [result for result in results if not is_alone(result)]
@@ -314,31 +285,6 @@ def describe_cells(results: Sequence[Result]) -> str:
         f"{_stream(results)}; {about}{_span(rows)} test rows a task, so one answer is worth "
         f"{about}{worth:.2f} points of a cell's average"
     )
-
-
-def _lacking(results: Sequence[Result]) -> list[str]:
-    """Methods that lack cells which others have, each with what it lacks."""
-    places: dict[str, set[Place]] = {}
-    for result in results:
-        if not is_alone(result):
-            places.setdefault(result["title"], set()).add(place_of(result))
-    every = set().union(*places.values())
-    return [
-        f"{title} without {', '.join(_place_names(every - own, every))}"
-        for title, own in sorted(places.items())
-        if own != every
-    ]
-
-
-def _place_names(places: Collection[Place], every: Collection[Place]) -> list[str]:
-    """Orders, with seed and number of examples where these differ between cells."""
-    has_seeds, has_shots = (len({place[i] for place in every}) > 1 for i in (1, 2))
-    return [
-        f"order {order}"
-        + (f" of seed {seed}" if has_seeds else "")
-        + (f" with {_shots(per_label)}" if has_shots else "")
-        for order, seed, per_label in sorted(places, key=lambda p: (by_number(p[0]), p[1], num_shots(p[2])))
-    ]
 
 
 def points(spread: Spread | None, unit: str = "") -> str:

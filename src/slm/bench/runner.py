@@ -42,6 +42,7 @@ class Run:
         is_alone: whether every task is learned alone too, for forward transfer.
         options: what of the preset was changed, by the names of the command line.
         shots: numbers of examples of each label, from the preset's; None takes every one.
+        suite_file: where a suite of one's own was read; None for one of the package.
     """
 
     suite: Suite
@@ -52,19 +53,24 @@ class Run:
     is_alone: bool = False
     options: Mapping[str, str | int] = field(default_factory=dict)
     shots: tuple[int | None, ...] | None = None
+    suite_file: str | None = None
+
+    @property
+    def numbers(self) -> tuple[int | None, ...]:
+        """Numbers of examples of each label that are run."""
+        return self.shots or self.preset.per_label or (None,)
 
     @property
     def cells(self) -> list[Cell]:
         """Every cell, orders outermost so that methods compare early; a joint method has none alone."""
         from slm.bench.baselines import rival
 
-        shots = self.shots or self.preset.per_label or (None,)
         alone = self.suite.tasks if self.is_alone else ()
         return [
             Cell(method, order, seed, per_label)
             for order in (*self.preset.orders, *(ALONE + task for task in alone))
             for seed in self.preset.seeds
-            for per_label in shots
+            for per_label in self.numbers
             for method in self.methods
             if not (order.startswith(ALONE) and rival(method).is_joint)
         ]
@@ -131,15 +137,16 @@ def _expect_same_settings(run: Run, folder: RunFolder) -> None:
 
 def describe(run: Run, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """What ``run.json`` says of a run, given its tasks, those outside included."""
-    replayed = sum(
-        len(example.prompt_text.encode()) + len((example.target or "").encode())
+    per_label = run.numbers[0]
+    examples = [
+        example
         for name in run.suite.tasks
-        for example in training_task(
-            tasks[name], run.preset, next(iter(run.preset.per_label), None), 0
-        ).examples
-    )
+        for example in training_task(tasks[name], run.preset, per_label, 0).examples
+    ]
+    size = sum(len(e.prompt_text.encode()) + len((e.target or "").encode()) for e in examples)
     return {
         "suite": run.suite.name,
+        "suite_file": run.suite_file,
         "version": run.suite.version,
         "title": run.suite.title,
         "preset": run.preset.name,
@@ -150,7 +157,9 @@ def describe(run: Run, tasks: Mapping[str, Task]) -> dict[str, Any]:
         "data": {name: tasks[name].digest() for name in sorted(run.suite.tasks)},
         "outside_data": {name: tasks[name].digest() for name in sorted(run.suite.outside)},
         "metrics_version": METRICS,
-        "bytes_per_task_of_1_percent": replayed / 100 / len(run.suite.tasks),
+        "bytes_per_task_of_1_percent": size / 100 / len(run.suite.tasks),
+        "per_label_of_1_percent": per_label,
+        "num_examples_of_1_percent": len(examples),
     }
 
 

@@ -55,6 +55,7 @@ class Line:
         is_joint: it sees all tasks at once, so it is a bound.
         replayed_share: part of old rows that it keeps.
         average: after the last task.
+        when_learned: mean score of each task just after it was learned; None for a joint method.
         forgetting: mean drop from the best score.
         backward_transfer: mean change of the first score.
         forward_transfer: mean lead over learning each task alone; None unless that was run.
@@ -66,7 +67,6 @@ class Line:
         ask_ms: milliseconds for a question of the last round.
         retrieval_share: of the time of answering.
         scores: task -> last score, mean over cells.
-        first: task -> score just after it was learned; empty for a joint method.
     """
 
     method: str
@@ -76,6 +76,7 @@ class Line:
     is_joint: bool
     replayed_share: float
     average: Spread
+    when_learned: Spread | None
     forgetting: Spread | None
     backward_transfer: Spread | None
     forward_transfer: Spread | None
@@ -87,7 +88,6 @@ class Line:
     ask_ms: float
     retrieval_share: float | None
     scores: Mapping[str, float]
-    first: Mapping[str, float]
 
     @property
     def is_bound(self) -> bool:
@@ -202,6 +202,7 @@ def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
         is_joint=is_joint,
         replayed_share=first["replayed_share"],
         average=_known(Spread.of(one(result["scores"][-1]) for result in cells)),
+        when_learned=None if is_joint else Spread.of(map(_when_learned, cells)),
         forgetting=None if is_joint else Spread.of(metrics.forgetting(r["scores"]) for r in cells),
         backward_transfer=None
         if is_joint
@@ -215,21 +216,18 @@ def _line(results: Sequence[Result], oracle: Sequence[Result]) -> Line:
         ask_ms=one(1000 * result["ask_s"] / result["num_asked"] for result in cells),
         retrieval_share=_mean(r["retrieve_s"] / r["ask_s"] for r in cells if r["retrieve_s"] is not None),
         scores={task: one(last_scores(r)[task] for r in cells) for task in sorted(first["tasks"])},
-        first={} if is_joint else _first_scores(cells),
     )
 
 
-def _first_scores(cells: Sequence[Result]) -> dict[str, float]:
-    found = [
-        {task: line[j] for j, (task, line) in enumerate(zip(r["tasks"], r["scores"], strict=True))}
-        for r in cells
-    ]
-    return {task: fmean(scores[task] for scores in found) for task in sorted(found[0])}
+def _when_learned(result: Result) -> float:
+    """Mean of a[j][j]."""
+    return fmean(row[j] for j, row in enumerate(result["scores"]))
 
 
 def _forward_transfer(result: Result, alone: Mapping[tuple[str, int], float]) -> float | None:
-    found = [alone.get((task, result["cell"]["seed"])) for task in result["tasks"]]
-    return None if None in found else metrics.forward_transfer(result["scores"], found)
+    """None unless every task but the first, whose score alone is never read, was learned alone."""
+    found = [alone.get((task, result["cell"]["seed"])) for task in result["tasks"][1:]]
+    return None if None in found else metrics.forward_transfer(result["scores"], [None, *found])
 
 
 def _known(spread: Spread | None) -> Spread:
@@ -243,16 +241,18 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def drift_table(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row per method with the loss on unrelated texts and the zero-shot scores, and what they were.
+    """One row per method and number of examples: loss on unrelated texts, zero-shot scores, what they were.
 
-    What they were before is what the method ``frozen`` has; without it ``before`` is None.
+    What they were before is what the method ``frozen`` has, with whatever number of examples, as it learns
+    none; without it ``before`` is None.
     """
-    groups: dict[str, list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, int | None], list[Result]] = defaultdict(list)
     for result in results:
         if result.get("drift") and not is_alone(result):
-            groups[result["cell"]["method"]].append(result)
-    found = {method: _drift(own) for method, own in groups.items()}
-    return [{**row, "before": found.get("frozen")} for row in found.values()]
+            groups[result["cell"]["method"], result["cell"]["per_label"]].append(result)
+    found = [_drift(own) for own in groups.values()]
+    before = next((row for row in found if row["method"] == "frozen"), None)
+    return [{**row, "before": before} for row in found]
 
 
 def _drift(results: Sequence[Result]) -> dict[str, Any]:
@@ -261,6 +261,7 @@ def _drift(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "method": results[0]["cell"]["method"],
         "title": results[0]["title"],
+        "per_label": results[0]["cell"]["per_label"],
         "loss": None if None in losses else fmean(losses),
         "scores": {task: fmean(drift["scores"][task] for drift in drifts) for task in drifts[0]["scores"]},
         "abstained": fmean(drift["abstained"] for drift in drifts),
