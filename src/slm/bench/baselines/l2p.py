@@ -5,9 +5,15 @@ by cosine. Prompts, keys and the shared head learn together; the loss is the tas
 
     pull · mean over the rows of the sum over the chosen keys of (1 − cos(query, key))
 
-As in its release, a task is learned with its own labels as the only possible ones (``masks_labels``). Two
-things differ from it: the head reads the mean of prompts and words, which suits sentence encoders better
-than that of prompts alone, and no key is held back for being chosen often.
+As in its release (google-research/l2p, for images), a task is learned with its own labels as the only
+possible ones (``masks_labels``), keys are drawn uniformly, and no key is held back for being chosen often,
+though the paper proposes it. What differs from the release:
+
+* each row has prompts of its own; the release counts votes over a batch and gives all its rows the same, and
+  its test batches are of one task each, which gives the task boundaries away;
+* prompts start as embeddings of words, not uniformly drawn; keys are uniform over [−1, 1), not [0, 0.01);
+* the query is the mean of the words, not a class token, and the head reads the mean of prompts and words, not
+  that of prompts alone: both suit sentence encoders better.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 :class:`SlmCosine` retrieves for each row by itself. :class:`SlmCosineVoting` has the very same knowledge
 but averages the similarities over a batch and gives all its rows the same mixture, as the paper's release
 does. That needs test batches of one task each, which gives the task boundaries away: an ablation, no rival.
+
+Both keep slm's own extractor, the inner layers of the backbone, and bend the layers that slm bends: they are
+the paper's keys, K and mixture on slm's queries. The paper's own extractor is Sentence-BERT, and it bends
+the attention outputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Soft prompts: learned vectors put before the words of a row, where a backbone's embeddings would be.
 
 They go in through ``inputs_embeds``; increments play no part. Prompts start as embeddings of words drawn at
-random, as their papers have it, and answers are read as from any other pass.
+random, as in the release of ProgressivePrompts; that of L2P, whose rows are images, draws uniform numbers.
+Answers are read as from any other pass.
 """
 
 from __future__ import annotations
