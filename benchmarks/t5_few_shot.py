@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 from core_stream import arrive_in_order, environment, timed
@@ -185,8 +185,8 @@ def table(results: dict[str, Any]) -> list[str]:
         f"packaged texts for {small['num_steps']} steps. {SHOTS} examples a class to learn from and {SHOTS} "
         f"to stop by, {len(runs)} draws; {results['test']} test rows a task, asked in shuffled mixed "
         f"batches, no task-ID. {bent['encoder']} linear layers of the encoder and {bent['decoder']} of the "
-        "decoder bend. Points of accuracy, mean ± standard deviation over draws. The frozen T5 is told each "
-        "task's label words.",
+        "decoder bend. Points of accuracy, mean ± sample standard deviation over draws. The frozen T5 is "
+        "told each task's label words.",
         "",
         "| order | average | forgetting | misrouting | oracle | oracle gap | false refusals | frozen T5 |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -230,9 +230,9 @@ def free_table(free: dict[str, Any]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, in percent."""
+    """Mean and sample standard deviation, in percent."""
     mean = f"{100 * fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * pstdev(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * stdev(values):.1f}"
 
 
 def main() -> None:
