@@ -22,6 +22,7 @@ import torch
 
 from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.cache import cache_folder
+from slm.backbone.checkpoint import WHOLE, expect_whole, refuse_adapter
 from slm.backbone.quantization import loading_options, settle
 from slm.backbone.trial import settle_reading
 from slm.config import BackboneConfig
@@ -124,12 +125,15 @@ def load_backbone(source: str, config: BackboneConfig | None = None) -> Backbone
     device, dtype = choose_dtype(config)
     try:
         with _quiet():
+            refuse_adapter(source, path)
             hf_config = transformers.AutoConfig.from_pretrained(path)
             kind = _kind(source, hf_config)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             options = loading_options(source, hf_config, config.quantization, device, dtype)
             auto = getattr(transformers, _AUTO_CLASSES[kind])
-            model = auto.from_pretrained(path, **options, **_without_pooler(kind, hf_config))
+            options |= _without_pooler(kind, hf_config)
+            model, found = auto.from_pretrained(path, **options, **WHOLE)
+            expect_whole(source, model, found, is_encoder=kind is BackboneKind.ENCODER)
             settle(source, model, dtype)
     except (OSError, TypeError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -246,12 +250,15 @@ def _dequantised(path: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     try:
         with _quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            refuse_adapter(str(path), str(path.parent))
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
                 dtype=torch.bfloat16,
                 quantization_config=transformers.GgufConfig(dequantize=True),
+                **WHOLE,
             )
+            expect_whole(str(path), model, found, is_encoder=False)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             _drop_quantization(model).save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

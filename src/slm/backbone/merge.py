@@ -87,11 +87,19 @@ def save_merged(backbone: Backbone, increment: LowRank, folder: Path) -> None:
         backbone: frozen, and again so afterwards; hold its lock.
         increment: what is baked in.
         folder: an empty folder.
+
+    Raises:
+        BackboneError: a layer cannot be merged into, or no weights were written.
     """
     merge(backbone, increment)
     try:
         with _unwrapped(backbone.model, backbone.reparameterizer.layers), _without_bar():
             backbone.model.save_pretrained(folder)
+        if not any(folder.glob("model*.safetensors")):
+            raise BackboneError(
+                f"transformers wrote no weights of backbone {backbone.source!r} into {folder}: load the "
+                "backbone from a folder of plain weights and export again"
+            )
         backbone.renderer.tokenizer.save_pretrained(folder)
     finally:
         unmerge(backbone)
