@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 
@@ -142,3 +143,36 @@ def test_a_merged_checkpoint_without_weights_is_refused_and_the_backbone_is_froz
         save_merged(backbone, own, tmp_path / "merged")
     assert backbone.merged is None
     assert torch.equal(layer.weight, before)
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+def change_quantization(folder, settings):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    return folder
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("settings", [{"load_in_8bit": True}, {"load_in_4bit": True}])
+def test_a_checkpoint_that_does_not_name_bitsandbytes_is_known_by_how_it_is_loaded(llama, tmp_path, settings):
+    wanted = transformers.BitsAndBytesConfig(**settings)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(llama, quantization_config=wanted)
+    folder = saved(plain, tmp_path / "codes", "causal")
+    named = load(folder)
+    found = load(change_quantization(folder, settings))
+    assert named.quantization == found.quantization == "bitsandbytes"
+    assert named.fingerprint == found.fingerprint
+    with pytest.raises(BackboneError, match=r"is quantised by bitsandbytes already"):
+        load(folder, "bnb-int8")
+
+
+def test_a_quantised_checkpoint_that_does_not_name_its_method_is_refused(llama):
+    with pytest.raises(
+        BackboneError,
+        match=r"^the config\.json of '.*llama' has a quantization_config without quant_method: add the name",
+    ):
+        load(change_quantization(llama, {"bits": 4, "group_size": 128}))

@@ -74,11 +74,25 @@ def loading_options(
 
 
 def stored_method(hf_config: Any) -> str | None:
-    """What quantised the weights a config is of; None for floats."""
+    """What quantised the weights a config is of; None for floats.
+
+    Raises:
+        BackboneError: the config describes quantised weights without saying by what.
+    """
     settings = getattr(hf_config, "quantization_config", None)
     if settings is None:
         return None
-    method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
+    if not isinstance(settings, dict):
+        method = settings.quant_method
+    elif settings.get("load_in_8bit") or settings.get("load_in_4bit"):
+        method = "bitsandbytes"  # whose first checkpoints did not name it
+    else:
+        method = settings.get("quant_method")
+    if method is None:
+        raise BackboneError(
+            f"the config.json of {hf_config.name_or_path!r} has a quantization_config without quant_method: "
+            "add the name of the method that quantised the weights"
+        )
     return str(getattr(method, "value", method))
 
 
