@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from slm.backbone.cache import cache_folder
+from slm.errors import BackboneError
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 MAX_RANK = 512
@@ -67,12 +68,12 @@ def _library() -> ctypes.CDLL | None:
     capability = torch.backends.cpu.get_cpu_capability()
     command = [compiler, *_FLAGS, *_CAPABILITIES.get(capability, [])]
     digest = hashlib.sha256(SOURCE.read_bytes() + repr([platform.machine(), *command]).encode()).hexdigest()
-    target = cache_folder() / "kernels" / f"{digest[:16]}.so"
     try:
+        target = cache_folder() / "kernels" / f"{digest[:16]}.so"
         if not target.is_file():
             _compile(command, target)
         return ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, BackboneError):
         return None  # the plain ways remain
 
 
