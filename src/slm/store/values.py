@@ -90,7 +90,7 @@ def bytes_to_tensors(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = parse_safetensors(data)
     except _NO_TENSORS as error:
-        raise _unreadable(where) from error
+        raise unreadable(where) from error
     refuse_infinite(tensors, where)
     return tensors
 
@@ -198,10 +198,11 @@ def open_tensors(file: Path, where: str) -> Iterator[Any]:
         with safe_open(str(file), framework="pt") as opened:
             yield opened
     except _NO_TENSORS as error:
-        raise _unreadable(where) from error
+        raise unreadable(where) from error
 
 
-def _unreadable(where: str) -> StoreError:
+def unreadable(where: str) -> StoreError:
+    """The error that bytes are no tensors; ``where`` names the file in the message."""
     return StoreError(f"{where} is not a safetensors file torch can hold: restore it from a copy")
 
 
