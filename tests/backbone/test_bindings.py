@@ -303,3 +303,64 @@ def test_every_way_gives_the_same_bits_whatever_was_asked_before():
         bound.bind(small)
         same.bind(small)
         assert torch.equal(net(x), fresh(x))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9, 40])
+@pytest.mark.parametrize("way", [mixed, alike])
+def test_under_autocast_a_bent_layer_gives_the_short_floats_that_a_frozen_one_gives(way, num_tokens):
+    net, bound = net_of(torch.float32)
+    x = torch.randn(5, num_tokens, NUM_IN, generator=torch.Generator().manual_seed(9))
+    expected = by_hand(net(x), x, way())
+    bound.bind(way())
+    net(x)
+    for is_learning in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net(x.clone().requires_grad_(is_learning))
+        assert found.dtype == torch.bfloat16
+        tolerance = 0.03 * float(expected.abs().max())
+        torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
+
+
+def test_under_autocast_a_small_change_is_not_lost_in_the_weight():
+    net, bound = net_of(torch.float32)
+    layer = bound.layers["0"].base
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    x = torch.randn(5, 99, NUM_IN, generator=torch.Generator().manual_seed(9))
+    x -= x.mean(-1, keepdim=True)  # what the frozen layer gives is near zero, though its weights are not
+    whole, short = alike(), torch.autocast("cpu", torch.bfloat16)
+    frozen = net(x)
+    with short:
+        frozen_short = net(x)
+    increments = [random_increment(seed, 4, size=1e-3) for seed in range(3)]
+    bound.bind(Mixture(increments, whole.slots, whole.weights))
+    expected = net(x) - frozen
+    assert bound.layers["0"].binding._way.is_folded
+    with short:
+        found = net(x) - frozen_short
+    torch.testing.assert_close(found.float(), expected, atol=0.1 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("num_tokens", [1, 9])
+@pytest.mark.parametrize("way", [mixed, alike])
+def test_a_traced_layer_is_bent_as_the_layer_is(way, num_tokens):
+    net, bound = net_of(torch.float32)
+    x, other = (torch.randn(5, num_tokens, NUM_IN) for _ in range(2))
+    bound.bind(way())
+    net(x)  # the kernel was taken for this shape
+    traced = torch.jit.trace(net, (x,), check_trace=False)
+    for given in (x, other):
+        torch.testing.assert_close(traced(given), net(given), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch.func's own
+@pytest.mark.parametrize("way", [mixed, alike])
+def test_forward_derivatives_pass_through_a_bent_layer(way):
+    net, bound = net_of(torch.float32)
+    x, direction = (torch.randn(5, 3, NUM_IN) for _ in range(2))
+    bound.bind(way())
+    net(x)
+    change, bias = net(direction), bound.layers["0"].base.bias  # the layer is affine
+    _, found = torch.func.jvp(net, (x,), (direction,))
+    torch.testing.assert_close(found, change - bias, atol=1e-4, rtol=1e-4)

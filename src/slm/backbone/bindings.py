@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers.pytorch_utils import Conv1D
 
 from slm.backbone.bank import Shelf
@@ -36,6 +37,8 @@ STACKED_EXCESS = 2
 
 FOLDED_EXCESS = 4
 """How often the stacked way must move as many numbers as the weight has, for folding to be cheaper."""
+
+_is_tracing = torch._C._is_tracing  # ``torch.jit.is_tracing`` costs twice as much
 
 _bags_up = torch.ops.aten._embedding_bag_forward_only
 # The gradient of embedding bags by their weights is a product with rows chosen by index: A x without a copy.
@@ -173,8 +176,13 @@ class RowBinding:
         Raises:
             BackboneError: rows differ, and x is not one input a row.
         """
-        is_plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
-        if is_plain:  # only the ways that can be compiled and differentiated will do
+        is_plain = (
+            torch.compiler.is_compiling()
+            or _is_tracing()
+            or forward_ad._current_level >= 0
+            or (torch.is_grad_enabled() and x.requires_grad)
+        )
+        if is_plain:  # only the ways that can be compiled, traced and differentiated will do
             self._check_rows(x)
             return self._add(layer(x), x, is_plain)
         way = self._way
@@ -237,6 +245,8 @@ class RowBinding:
 
     def _fold(self, layer: nn.Module, x: Tensor) -> Tensor:
         """One product with W + Σ_k w_k s_k B_k A_k."""
+        if torch.is_autocast_enabled(x.device.type):  # the sum would be rounded to few bits
+            return self._add(layer(x), x, False)
         down, up = self._stack()
         weight: Tensor = layer.weight  # type: ignore[assignment]
         if isinstance(layer, Conv1D):
@@ -261,6 +271,7 @@ class RowBinding:
         half = nn.functional.linear(x, down)
         if not rows.is_shared:
             half = half * rows.mask(half.dtype)[:, None]
+        half, up = half.to(y.dtype), up.to(y.dtype)  # autocast gives products another dtype than x has
         return y.flatten(0, -2).addmm_(half.flatten(0, -2), up).view(y.shape)
 
     def _add_gathered(self, y: Tensor, x: Tensor) -> Tensor:
@@ -271,8 +282,9 @@ class RowBinding:
         )
         if x.device.type != "cpu":
             self._gathered = down, up  # decoding steps come this way too
-        half = torch.bmm(x, down.transpose(1, 2)) * rows.spread(x.dtype)[:, None]
-        return y.baddbmm_(half, up)
+        half = torch.bmm(x, down.transpose(1, 2))
+        half = half * rows.spread(half.dtype)[:, None]
+        return y.baddbmm_(half.to(y.dtype), up.to(y.dtype))
 
     def _add_bags(self, y: Tensor, x: Tensor) -> Tensor:
         """Embedding bags over the bank."""
