@@ -359,6 +359,6 @@ def test_a_folder_that_is_no_adapter_is_refused(slm, store, films, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
     assert_refused(
         slm("import", store, tmp_path, "--examples", films, "--name", "new"),
-        f"{tmp_path / 'adapter_config.json'} has peft_type 'LOHA': only LORA can be imported, whose "
-        "change of a layer is s · B A",
+        f"{tmp_path / 'adapter_config.json'} has peft_type 'LOHA': only LORA and ADALORA can be imported, "
+        "whose change of a layer is s · B A with matrices of its own",
     )

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,15 +83,113 @@ def test_an_adapter_gives_the_logits_that_peft_gives_however_its_layers_were_nam
     with torch.no_grad():
         expected = model(TOKENS).logits
     model.save_pretrained(tmp_path)
-    increment = read(tmp_path).increment
-    plain = llama()
     with torch.no_grad():
-        frozen = plain(TOKENS).logits
-        for name, pair in increment.pairs.items():
-            plain.get_submodule(name).weight += increment.scale * pair.B @ pair.A
-        found = plain(TOKENS).logits
+        frozen = llama()(TOKENS).logits
+    found = logits_with(read(tmp_path).increment)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (found - frozen).abs().max() > 1e-2
+
+
+def logits_with(increment) -> torch.Tensor:
+    """What the frozen model computes with an increment in its weights."""
+    plain = llama()
+    with torch.no_grad():
+        for name, pair in increment.pairs.items():
+            plain.get_submodule(name).weight += increment.scale * pair.B @ pair.A
+        return plain(TOKENS).logits
+
+
+def adalora(**settings) -> AdaLoraConfig:
+    targets = {"target_modules": ["q_proj", "down_proj"], "total_step": 10}
+    return AdaLoraConfig(**{"init_r": 6, "lora_alpha": 4, **targets, **settings})
+
+
+def pruned(model: PeftModel, kept: dict[str, list[bool]]) -> PeftModel:
+    """A PEFT model from which training has taken ranks."""
+    ranks = {f"{name}.lora_E.default": flags for name, flags in kept.items()}
+    model.base_model.resize_modules_by_rank_pattern(ranks, "default")
+    model.peft_config["default"].rank_pattern = ranks
+    return model
+
+
+Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj"
+KEPT = {Q: [True, False, True, True, False, False], DOWN: [False] * 6}
+
+
+@pytest.mark.parametrize("kept", [{}, KEPT])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_alpha": 0},
+        {"r": 3, "alpha_pattern": {"q_proj": 9}, "use_rslora": True, "target_modules": "all-linear"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Note that `r` is not used in AdaLora:UserWarning")
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_an_adalora_adapter_gives_the_logits_that_peft_gives_whatever_ranks_training_left(
+    tmp_path, settings, kept
+):
+    model = pruned(trained(adalora(**settings)), kept)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        frozen = llama()(TOKENS).logits
+        expected = PeftModel.from_pretrained(llama(), tmp_path).eval()(TOKENS).logits
+    adapter = read(tmp_path).increment
+    torch.testing.assert_close(logits_with(adapter), expected, rtol=0, atol=1e-5)
+    assert (expected - frozen).abs().max() > 1e-2
+    assert adapter.rank == 6
+    assert (DOWN in adapter.pairs) == (not kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init_r": 5}, "says rank 5 for 'model.layers.0"),
+        ({"init_r": -1}, "has init_r -1: it must be a whole number, from 0"),
+        ({"init_r": 10**400}, "has init_r 1000"),
+        ({"lora_alpha": float("nan")}, "has alpha nan"),
+        ({"rank_pattern": [1]}, "has a rank_pattern that is not an object"),
+        ({"rank_pattern": {f"{Q}.lora_E": 6}}, "that is no list of true and false"),
+        ({"rank_pattern": {f"{Q}.lora_E": [True] * 5}}, f"says rank 5 for '{Q}'"),
+        ({"bias": "all"}, "sets bias = 'all'"),
+        ({"a_setting_of_tomorrow": 1}, "sets 'a_setting_of_tomorrow'"),
+        ({"peft_type": "LORA"}, "sets 'beta1', 'beta2'"),
+    ],
+)
+def test_settings_of_adalora_that_cannot_be_meant_are_refused(tmp_path, changes, said):
+    trained(adalora()).save_pretrained(tmp_path)
+    change_settings(tmp_path, **changes)
+    assert said in refused(tmp_path, IncrementError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_E": lambda t: None}, "has no lora_E for"),
+        ({"lora_A": lambda t: None}, "has no lora_A for"),
+        ({"lora_E": lambda t: t[:5]}, "of rank 6, it must be (6, 1): the adapter is damaged"),
+        ({"lora_E": lambda t: t.flatten()}, "has lora_E (6,) for"),
+        ({"lora_E": lambda t: t * torch.nan}, "holds NaN or infinity at"),
+        (
+            {"lora_A": lambda t: t * 1e30, "lora_E": lambda t: t * 1e30},
+            "has an s · B A too large for float32",
+        ),
+    ],
+)
+def test_tensors_of_adalora_that_cannot_be_meant_are_refused(tmp_path, changes, said):
+    trained(adalora()).save_pretrained(tmp_path)
+    change_tensors(tmp_path, **changes)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_an_adalora_adapter_without_any_rank_is_refused(tmp_path):
+    trained(adalora(init_r=0, target_modules=["q_proj"], lora_alpha=1)).save_pretrained(tmp_path)
+    assert "changes no layer: all its ranks are 0" in refused(tmp_path, IncrementError)
 
 
 def test_an_adapter_of_the_model_without_its_head_fits_the_one_with_it(tmp_path):
@@ -143,10 +241,10 @@ def test_embeddings_and_the_language_model_head_are_refused(tmp_path, settings, 
     assert said in refused(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "ADALORA", "IA3", "OFT", "VERA", "", None, 7, ["LORA"]])
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "IA3", "OFT", "VERA", "", None, 7, ["LORA"]])
 def test_other_kinds_of_adapter_are_refused_by_their_name(folder, kind):
     change_settings(folder, peft_type=kind)
-    assert f"has peft_type {kind!r}: only LORA can be imported" in refused(folder)
+    assert f"has peft_type {kind!r}: only LORA and ADALORA can be imported" in refused(folder)
 
 
 def change_settings(folder, **changes):

@@ -1,4 +1,4 @@
-"""PEFT's LoRA adapters from elsewhere: any rank, alpha and layers, read without trusting anything in them.
+"""PEFT's LoRA and AdaLoRA adapters from elsewhere: any rank, alpha and layers, trusting nothing in them.
 
 What an adapter changes is read off its tensors, so however its targets were written (a list, a regular
 expression, "all-linear") needs no interpreting. Every shape is compared with the backbone's layer in the
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slm.errors import IncrementError, StoreError
 from slm.increments.increment import Increment, LowRankPair, unify
@@ -22,15 +23,19 @@ from slm.store.peft_settings import read_settings, scales_of
 from slm.store.values import ADAPTER_CONFIG, ADAPTER_MODEL, PREFIX
 
 MAX_RANK = 1024
-_LARGE_ACTIVATION = 1e4
 """Largest rank of an imported pair, as of a learned one."""
+_LARGE_ACTIVATION = 1e4
 
-_HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_PARTS = {
+    "LORA": {".lora_A.weight": "A", ".lora_B.weight": "B"},
+    "ADALORA": {".lora_A": "A", ".lora_B": "B", ".lora_E": "E"},
+}
+"""The tensors of a module by the kind of adapter; AdaLoRA's change is s · B diag(E) A."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftAdapter:
-    """What a PEFT LoRA adapter says.
+    """What a PEFT adapter says.
 
     Attributes:
         increment: its pairs under the backbone's own layer names, as one increment.
@@ -50,7 +55,7 @@ def read_peft_adapter(
     shared: Collection[str] = (),
     unused: Collection[str] = (),
 ) -> PeftAdapter:
-    """Read a LoRA adapter that any program wrote, for a backbone with these layers.
+    """Read a LoRA or AdaLoRA adapter that any program wrote, for a backbone with these layers.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -62,24 +67,33 @@ def read_peft_adapter(
     Raises:
         StoreError: a file is missing, a link, no safetensors file, or holds NaN, infinity or what is too
             large for float32.
-        IncrementError: it is no LoRA adapter, does not fit, or means something an increment cannot say.
+        IncrementError: it is neither, does not fit, or means something an increment cannot say.
     """
     settings = read_settings(_file(folder, ADAPTER_CONFIG))
     file = _file(folder, ADAPTER_MODEL)
     with open_foreign(file) as opened:
         modules, left_out = _sort(opened.keys(), settings, unused, str(file))
         places = _places(modules, shapes, prefix, shared, str(file))
-        halves = [name for module in modules.values() for name in module.values()]
-        sizes = {name: tuple(opened.get_slice(name).get_shape()) for name in halves}
-        ranks = {m: _check_pair(m, modules[m], sizes, shapes[places[m]], str(file)) for m in modules}
-        tensors = read_floats(opened, halves, str(file))
+        sizes = {
+            module: {part: tuple(opened.get_slice(name).get_shape()) for part, name in names.items()}
+            for module, names in modules.items()
+        }
+        kind = settings["peft_type"]
+        ranks = {m: _check_pair(m, kind, sizes[m], shapes[places[m]], str(file)) for m in modules}
+        tensors = read_floats(opened, [n for names in modules.values() for n in names.values()], str(file))
     scales = scales_of(ranks, settings, str(folder / ADAPTER_CONFIG))
-    pairs = {m: LowRankPair(tensors[half["A"]], tensors[half["B"]]) for m, half in modules.items()}
+    pairs = {
+        module: _pair({part: tensors[name] for part, name in names.items()})
+        for module, names in modules.items()
+        if ranks[module]
+    }
+    if not pairs:
+        raise IncrementError(f"{file} changes no layer: all its ranks are 0")
     for module, pair in pairs.items():
         _refuse_overflow(module, pair, scales[module], str(folder))
     placed = {places[m]: pair for m, pair in pairs.items()}
     try:
-        increment = unify(placed, {places[m]: s for m, s in scales.items()})
+        increment = unify(placed, {places[m]: scales[m] for m in pairs})
     except IncrementError as error:  # scales too far apart to be folded into B
         raise IncrementError(f"{folder}: {error}") from error
     return PeftAdapter(increment, left_out, settings)
@@ -107,19 +121,20 @@ def _file(folder: Path, name: str) -> Path:
 def _sort(
     names: Sequence[str], settings: Mapping[str, Any], unused: Collection[str], where: str
 ) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Split tensor names into module -> half -> name, and the unused modules that some are of."""
+    """Split tensor names into module -> part -> name, and the unused modules that some are of."""
+    parts = _PARTS[settings["peft_type"]]
     wanted = settings.get("modules_to_save") or ()
     whole = [m for m in wanted if isinstance(m, str)] if isinstance(wanted, (list, tuple)) else []
     modules: dict[str, dict[str, str]] = {}
     left_out: set[str] = set()
     for name in names:
         path = name.removeprefix(PREFIX)
-        suffix = next((s for s in _HALVES if name.endswith(s)), None)
+        suffix = next((s for s in parts if name.endswith(s)), None)
         outer = next((m for m in unused if path != name and path.startswith(f"{m}.")), None)
         if outer is not None:
             left_out.add(outer)
         elif suffix and path != name and path != suffix:
-            modules.setdefault(path[: -len(suffix)], {})[_HALVES[suffix]] = name
+            modules.setdefault(path[: -len(suffix)], {})[parts[suffix]] = name
         elif path != name and any(f"{m}." in path for m in whole):  # PEFT takes names that end so
             raise IncrementError(
                 f"{where} saves the module of {path!r} whole (modules_to_save), which is no low-rank change: "
@@ -185,26 +200,35 @@ def _spellings(module: str, prefix: str) -> tuple[str, str, str]:
 
 
 def _check_pair(
-    module: str,
-    halves: Mapping[str, str],
-    sizes: Mapping[str, tuple[int, ...]],
-    shape: tuple[int, int],
-    where: str,
+    module: str, kind: str, sizes: Mapping[str, tuple[int, ...]], shape: tuple[int, int], where: str
 ) -> int:
-    """The rank of a pair, from the header alone."""
-    if len(halves) != 2:
-        missing = "lora_B" if "A" in halves else "lora_A"
-        raise IncrementError(f"{where} has no {missing} for {module!r}: the adapter is not whole")
-    down, up = sizes[halves["A"]], sizes[halves["B"]]
+    """The rank of a pair, from the header alone; AdaLoRA may have left a module without any."""
+    missing = next((part for part in _PARTS[kind].values() if part not in sizes), None)
+    if missing is not None:
+        raise IncrementError(f"{where} has no lora_{missing} for {module!r}: the adapter is not whole")
+    down, up = sizes["A"], sizes["B"]
     rank = down[0] if len(down) == 2 else 0
     if down != (rank, shape[1]) or up != (shape[0], rank):
         raise IncrementError(
             f"{where} has lora_A {down} and lora_B {up} for {module!r}, the layer maps {shape[1]} "
             f"to {shape[0]} features: the adapter was trained on another backbone"
         )
-    if not 1 <= rank <= MAX_RANK:
-        raise IncrementError(f"{where} has rank {rank} at {module!r}: a rank must be in 1..{MAX_RANK}")
+    if "E" in sizes and sizes["E"] != (rank, 1):
+        raise IncrementError(
+            f"{where} has lora_E {sizes['E']} for {module!r} of rank {rank}, it must be ({rank}, 1): "
+            "the adapter is damaged"
+        )
+    least = 0 if kind == "ADALORA" else 1
+    if not least <= rank <= MAX_RANK:
+        raise IncrementError(f"{where} has rank {rank} at {module!r}: a rank must be in {least}..{MAX_RANK}")
     return rank
+
+
+def _pair(parts: Mapping[str, Tensor]) -> LowRankPair:
+    """A and B; AdaLoRA's diagonal is taken into A, rounded once to float32."""
+    if "E" not in parts:
+        return LowRankPair(parts["A"], parts["B"])
+    return LowRankPair(parts["A"].float() * parts["E"].float(), parts["B"].float())
 
 
 def _refuse_overflow(module: str, pair: LowRankPair, scale: float, where: str) -> None:

@@ -13,6 +13,9 @@ import regex
 
 from slm.errors import IncrementError, StoreError
 
+KINDS = ("LORA", "ADALORA")
+"""The kinds of adapter whose change of a layer is one s · B A."""
+
 _MAX_BYTES = 1 << 20
 _PATTERNS_TIME_S = 5.0
 _MAX_PATTERNS = 1024
@@ -62,6 +65,10 @@ _UNDERSTOOD = frozenset(
         "ensure_weight_tying",
     ]
 )
+# What AdaLoRA sets besides: how ranks were shared out while it was trained, and the rank it began with.
+_SCHEDULE = frozenset(
+    ["target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"]
+)
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -86,20 +93,22 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings of a LoRA adapter.
+    """The settings of a LoRA or AdaLoRA adapter.
 
     Raises:
         StoreError: the file cannot be read.
-        IncrementError: it is no LoRA adapter, or sets something under which PEFT computes more than s · B A.
+        IncrementError: it is neither, or sets something under which PEFT computes more than s · B A.
     """
     settings = read_json_object(file)
     kind = settings.get("peft_type")
-    if kind != "LORA":
+    if kind not in KINDS:
         raise IncrementError(
-            f"{file} has peft_type {kind!r}: only LORA can be imported, whose change of a layer is s · B A"
+            f"{file} has peft_type {kind!r}: only {' and '.join(KINDS)} can be imported, whose change of a "
+            "layer is s · B A with matrices of its own"
         )
     bias, start = settings.get("bias", "none"), settings.get("init_lora_weights", True)
-    odd = [repr(name) for name, value in settings.items() if value and name not in _UNDERSTOOD]
+    understood = _UNDERSTOOD | _SCHEDULE if kind == "ADALORA" else _UNDERSTOOD
+    odd = [repr(name) for name, value in settings.items() if value and name not in understood]
     if bias != "none":
         odd.append(f"bias = {bias!r}")
     if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
@@ -113,7 +122,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str) -> dict[str, float]:
-    """The factor s of each module, as PEFT computes it: alpha / r, or alpha / √r with rsLoRA.
+    """The factor s of each module, as PEFT computes it: alpha / r, alpha / √r with rsLoRA, or AdaLoRA's.
 
     Args:
         ranks: module path -> rank of its tensors.
@@ -123,22 +132,50 @@ def scales_of(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str)
     Raises:
         IncrementError: ranks disagree, an alpha is no number, or a pattern cannot be used.
     """
+    if settings["peft_type"] == "ADALORA":
+        return _adalora_scales(ranks, settings, where)
     end = time.monotonic() + _PATTERNS_TIME_S
     rank_of = _patterns(settings, "rank_pattern", where, end)
     alpha_of = _patterns(settings, "alpha_pattern", where, end)
     scales = {}
     for module, rank in ranks.items():
         declared = _look_up(rank_of, module, settings.get("r", 8), end, where)
-        if type(declared) is not int or declared != rank:
-            raise IncrementError(
-                f"{where} says rank {declared!r} for {module!r}, its tensors have rank {rank}: "
-                "they must agree"
-            )
         alpha = _look_up(alpha_of, module, settings.get("lora_alpha", 8), end, where)
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 1e9:
-            raise IncrementError(f"{where} has alpha {alpha!r} for {module!r}: it must be a number up to 1e9")
+        _check(module, rank, declared, alpha, where)
         scales[module] = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return scales
+
+
+def _adalora_scales(ranks: Mapping[str, int], settings: Mapping[str, Any], where: str) -> dict[str, float]:
+    """AdaLoRA's factors: alpha / (init_r + 1e-5), whatever rank a module was left with.
+
+    PEFT heeds neither alpha_pattern nor use_rslora there; rank_pattern says which ranks were kept.
+    """
+    first, alpha = settings.get("init_r", 12), settings.get("lora_alpha", 8)
+    kept = settings.get("rank_pattern") or {}
+    if type(first) is not int or not 0 <= first < 1 << 31:
+        raise IncrementError(f"{where} has init_r {first!r}: it must be a whole number, from 0")
+    if not isinstance(kept, dict):
+        raise IncrementError(f"{where} has a rank_pattern that is not an object: mend it")
+    scales = {}
+    for module, rank in ranks.items():
+        flags = kept.get(f"{module}.lora_E")
+        if flags is not None and not (isinstance(flags, list) and all(type(flag) is bool for flag in flags)):
+            raise IncrementError(
+                f"{where} has a rank_pattern for {module!r} that is no list of true and false: mend it"
+            )
+        _check(module, rank, first if flags is None else sum(flags), alpha, where)
+        scales[module] = (alpha if alpha > 0 else rank) / (first + 1e-5)
+    return scales
+
+
+def _check(module: str, rank: int, declared: object, alpha: object, where: str) -> None:
+    if type(declared) is not int or declared != rank:
+        raise IncrementError(
+            f"{where} says rank {declared!r} for {module!r}, its tensors have rank {rank}: they must agree"
+        )
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= 1e9:
+        raise IncrementError(f"{where} has alpha {alpha!r} for {module!r}: it must be a number up to 1e9")
 
 
 def _patterns(settings: Mapping[str, Any], name: str, where: str, end: float) -> list[_Entry]:
