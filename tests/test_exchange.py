@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import shutil
@@ -286,6 +287,71 @@ def test_an_export_that_breaks_off_leaves_nothing(encoder, tmp_path, monkeypatch
     assert list(after) == list(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert encoder.ask("a cold mess")[0].tasks
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_an_export_follows_a_link_and_fills_a_folder_that_cannot_be_replaced(
+    encoder, tmp_path, monkeypatch, is_merged
+):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    names = encoder.export("moods", tmp_path / "link", is_merged=is_merged)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(digests(tmp_path / "real")) == names
+    (tmp_path / "mount").mkdir()
+    place = (tmp_path / "mount").stat().st_ino
+    monkeypatch.setattr(type(tmp_path), "is_mount", lambda self: self.name == "mount")
+    assert encoder.export("moods", tmp_path / "mount", is_merged=is_merged) == names
+    assert (tmp_path / "mount").stat().st_ino == place
+    assert digests(tmp_path / "mount") == digests(tmp_path / "real")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mount", "real"]
+
+
+def test_a_mount_point_that_does_not_look_like_one_is_filled_or_left_empty(encoder, tmp_path, monkeypatch):
+    def busy(self):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    monkeypatch.setattr(type(tmp_path), "rmdir", busy)
+    own, moved = shutil.move, []
+
+    def full(source, target):
+        if moved:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        moved.append(own(source, target))
+
+    with monkeypatch.context() as within:
+        within.setattr(shutil, "move", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            encoder.export("moods", folder)
+    assert moved
+    assert list(folder.iterdir()) == []
+    assert sorted(digests(folder)) == []
+    assert encoder.export("moods", folder) == sorted(digests(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["mount"]
+
+
+def test_a_restricted_model_exports_merges_and_restricts_the_tasks_it_knows(encoder, tmp_path):
+    own = encoder.restricted(["moods"])
+    for act in (
+        own.merge,
+        lambda name: own.restricted([name]),
+        lambda name: own.export(name, tmp_path / "out"),
+        lambda name: own.export({"moods": 0.5, name: 0.5}, tmp_path / "out"),
+    ):
+        with pytest.raises(
+            TaskError,
+            match=r"^no task 'languages' among the 1 that this model is restricted to \(moods\): name one",
+        ):
+            act("languages")
+    assert list(tmp_path.iterdir()) == []
+    assert own.restricted(["moods"]).tasks == own.tasks
+    own.export("moods", tmp_path / "out")
+    encoder.export("moods", tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    with pytest.raises(TaskError, match=r"among the 0 that this model is restricted to \(none\)"):
+        encoder.restricted([]).merge("moods")
 
 
 def test_an_encoders_export_comes_back_and_answers_as_before(encoder, minilm, languages, moods, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from slm.store.values import tensors_to_bytes, write_adapter, write_bytes
 NOTES = "slm.json"
 """The file beside an export that names its tasks, weights, labels and heads."""
 
+_NUM_SHOWN = 8
 _TASK_TYPES = {
     BackboneKind.ENCODER: "FEATURE_EXTRACTION",
     BackboneKind.CAUSAL: "CAUSAL_LM",
@@ -78,8 +81,31 @@ class MergedTasks:
     merge: Merge
 
 
-def fix_mixture(store: Store, tasks: Tasks) -> FixedMixture:
+def find_task(store: Store, name: str, known: Sequence[TaskRecord] | None) -> TaskRecord:
+    """The task called ``name``, of all in a store or of those alone that a model knows.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if known is None:
+        return store.task(name)
+    for record in known:
+        if record.name == name:
+            return record
+    shown = ", ".join(record.name for record in known[:_NUM_SHOWN]) or "none"
+    raise TaskError(
+        f"no task {name!r} among the {len(known)} that this model is restricted to ({shown}"
+        f"{', ...' if len(known) > _NUM_SHOWN else ''}): name one of them or take the whole model"
+    )
+
+
+def fix_mixture(store: Store, tasks: Tasks, known: Sequence[TaskRecord] | None = None) -> FixedMixture:
     """Read the tasks and put their increments together.
+
+    Args:
+        store: where the tasks are.
+        tasks: one, several, or each with its weight.
+        known: those that may be named; all in the store where they are not given.
 
     Raises:
         TaskError: a task is unknown, given twice, or has several increments, among which rows choose.
@@ -99,7 +125,7 @@ def fix_mixture(store: Store, tasks: Tasks) -> FixedMixture:
     ):
         shown = ", ".join(f"{n}={w!r}" for n, w in zip(names, weights, strict=True))
         raise ConfigError(f"weights must be above 0 with the sum 1, got {shown}: correct them")
-    records = [store.task(name) for name in names]
+    records = [find_task(store, name, known) for name in names]
     for record in records:
         if record.num_increments != 1:
             raise TaskError(
@@ -110,20 +136,33 @@ def fix_mixture(store: Store, tasks: Tasks) -> FixedMixture:
     return FixedMixture(tuple(records), tuple(weights), concatenate(increments, weights))
 
 
-def merge_tasks(backbone: Backbone, store: Store, tasks: Tasks) -> MergedTasks:
+def merge_tasks(
+    backbone: Backbone, store: Store, tasks: Tasks, known: Sequence[TaskRecord] | None = None
+) -> MergedTasks:
     """Bake tasks into a backbone; hold its lock.
+
+    Args:
+        backbone: frozen.
+        store: where the tasks are.
+        tasks: one, several, or each with its weight.
+        known: those that may be named; all in the store where they are not given.
 
     Raises:
         TaskError: a task is unknown or cannot be merged.
         ConfigError: the weights are not above 0 with the sum 1.
         BackboneError: something is merged already, or a layer cannot be merged into.
     """
-    mixture = fix_mixture(store, tasks)
+    mixture = fix_mixture(store, tasks, known)
     return MergedTasks(mixture, merge(backbone, mixture.increment))
 
 
 def export_tasks(
-    backbone: Backbone, store: Store, tasks: Tasks, folder: str | Path, is_merged: bool
+    backbone: Backbone,
+    store: Store,
+    tasks: Tasks,
+    folder: str | Path,
+    is_merged: bool,
+    known: Sequence[TaskRecord] | None = None,
 ) -> list[str]:
     """Write tasks into a new or empty folder, whole or not at all; hold the backbone's lock.
 
@@ -131,8 +170,9 @@ def export_tasks(
         backbone: frozen, and again so afterwards.
         store: where the tasks are.
         tasks: one, several, or each with its weight.
-        folder: where to write.
+        folder: where to write; links are followed.
         is_merged: a whole transformers checkpoint instead of a PEFT adapter.
+        known: those that may be named; all in the store where they are not given.
 
     Returns:
         The files written, by name.
@@ -143,8 +183,8 @@ def export_tasks(
         StoreError: the folder is not empty or cannot be written.
         BackboneError: a layer cannot be merged into.
     """
-    mixture = fix_mixture(store, tasks)
-    folder = Path(folder).absolute()
+    mixture = fix_mixture(store, tasks, known)
+    folder = Path(os.path.realpath(folder))
     with _appearing(folder) as aside:
         if is_merged:
             aside.mkdir()
@@ -191,14 +231,41 @@ def _appearing(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not empty: choose a new folder")
-        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+        is_fixed = folder.is_dir() and (folder.is_mount() or not os.access(folder.parent, os.W_OK))
+        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder if is_fixed else folder.parent))
         try:
             yield scratch / "export"
-            if folder.exists():
-                folder.rmdir()
-            (scratch / "export").rename(folder)
+            _put(scratch / "export", folder, is_fixed)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise StoreError(f"nothing can be written at {folder} ({reason}): choose another folder") from error
+
+
+def _put(made: Path, folder: Path, is_fixed: bool) -> None:
+    """Make what was made the folder, or move it into a folder that cannot be replaced."""
+    if not is_fixed:
+        try:
+            if folder.exists():
+                folder.rmdir()
+            made.rename(folder)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # of a mount point that does not look like one
+                raise
+    moved: list[Path] = []
+    try:
+        for path in sorted(made.iterdir()):
+            target = folder / path.name
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+            moved.append(target)
+            shutil.move(path, target)
+    except BaseException:
+        for target in moved:
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            else:
+                target.unlink(missing_ok=True)
+        raise

@@ -24,7 +24,7 @@ from slm.backbone.prompts import Batch, Prompt
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config, DecodingConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
-from slm.exchange import MergedTasks, Tasks, export_tasks, merge_tasks
+from slm.exchange import MergedTasks, Tasks, export_tasks, find_task, merge_tasks
 from slm.extractor import Extractor, words_of
 from slm.knowledge import CurrentKnowledge, Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, explanation_of, read_labels, read_words
@@ -59,6 +59,7 @@ class ScalableLM:
         retrieval = config.retrieval.settled(has_words=backbone.kind is not BackboneKind.ENCODER)
         self.reader = KnowledgeReader(store, retrieval, backbone.device, backbone.dtype)
         self._merged: MergedTasks | None = None
+        self._is_restricted = False
         self._current = CurrentKnowledge(self.reader)
 
     @classmethod
@@ -130,6 +131,11 @@ class ScalableLM:
         """What this model answers from now: its tasks, and the retriever that decides among them."""
         return self._current.newest()
 
+    @property
+    def _nameable(self) -> Sequence[TaskRecord] | None:
+        """The tasks that may be named to this model; None for all in the store."""
+        return self._current.held.records if self._is_restricted else None
+
     def learn(self, task: Task, **settings: Any) -> LearningReport:
         """Teach one task: prepare, fine-tune, commit (method section 4).
 
@@ -170,7 +176,7 @@ class ScalableLM:
             BackboneError: something is merged already, or a layer's weights cannot be merged into.
         """
         with self._frozen("merge"):
-            self._merged = merge_tasks(self.backbone, self.store, tasks)
+            self._merged = merge_tasks(self.backbone, self.store, tasks, self._nameable)
 
     def unmerge(self) -> None:
         """Put the frozen weights back, to the bit; nothing happens when nothing is merged."""
@@ -184,7 +190,7 @@ class ScalableLM:
 
         Args:
             tasks: a name, several names in equal parts, or {name: weight} with weights of sum 1.
-            folder: new or empty.
+            folder: new or empty; links are followed.
             is_merged: whole weights with the tasks baked in, tokenizer included.
 
         Returns:
@@ -197,7 +203,7 @@ class ScalableLM:
             BackboneError: something is merged, or a layer's weights cannot be merged into.
         """
         with self._frozen("export"):
-            return export_tasks(self.backbone, self.store, tasks, folder, is_merged)
+            return export_tasks(self.backbone, self.store, tasks, folder, is_merged, self._nameable)
 
     def import_adapter(self, folder: str | Path, task: Task, **options: Any) -> ImportReport:
         """Take a LoRA adapter trained elsewhere as the knowledge of a task, without training.
@@ -238,13 +244,13 @@ class ScalableLM:
         Raises:
             TaskError: a name is unknown.
         """
-        records = [self.store.task(name) for name in names]
+        records = [find_task(self.store, name, self._nameable) for name in names]
         other = object.__new__(ScalableLM)
         other.__dict__.update(self.__dict__)
         if is_abstaining is not None:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
-        other._merged = None
+        other._merged, other._is_restricted = None, True
         own = self.reader.read(
             records, self._current.held.version, is_abstaining=other.config.retrieval.is_abstaining
         )
