@@ -157,3 +157,30 @@ def test_without_faiss_auto_stays_exact_and_vector_says_what_to_install(monkeypa
         ConfigError, match=r"^index 'vector' needs FAISS: pip install 'scalable-lm\[index\]', or"
     ):
         build_index(some_keys(60), RetrievalConfig(index="vector"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "rounding"),
+    [("cuda", "tf32", 2.0**-24), ("mkldnn", "tf32", 2.0**-11), ("mkldnn", "bf16", 2.0**-8)],
+)
+def test_a_precision_set_by_torch_s_newer_switch_is_read_too(backend, precision, rounding):
+    matmul = getattr(getattr(torch.backends, backend), "matmul", None)
+    before = getattr(matmul, "fp32_precision", None)
+    if before is None:
+        pytest.skip("this torch has the older switch only")
+    matmul.fp32_precision = precision
+    try:
+        assert index_module._product_rounding(torch.device("cpu")) == rounding
+        assert_same(ExactIndex(some_keys(200)), some_keys(9, seed=1), 5)
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("highest", 2.0**-24), ("medium", 2.0**-8)])
+def test_a_precision_set_by_torch_s_older_switch_is_read(precision, rounding):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert index_module._product_rounding(torch.device("cpu")) == rounding
+    finally:
+        torch.set_float32_matmul_precision(before)

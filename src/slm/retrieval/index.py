@@ -111,12 +111,27 @@ class ExactIndex(KeyIndex):
         """
         num_channels, longest = len(self._columns), self._longest
         unit = torch.finfo(torch.float32).eps / 2
-        rounding = {"highest": unit, "high": 2.0**-11, "medium": 2.0**-8}[
-            torch.get_float32_matmul_precision()
-        ]
+        rounding = _product_rounding(self._columns.device)
         products = 2 * lengths * longest
         error: Tensor = (num_channels * unit + 4 * rounding) * products + 4 * unit * (longest**2 + products)
         return error
+
+
+def _product_rounding(device: torch.device) -> float:
+    """How coarsely torch rounds the factors of a float32 product at most, on a device and at present.
+
+    Precision is set by ``torch.set_float32_matmul_precision`` or, of each backend, by ``fp32_precision``; the
+    getter of the first refuses to answer where the second was used.
+    """
+    unit, tf32, bf16 = torch.finfo(torch.float32).eps / 2, 2.0**-11, 2.0**-8
+    backend = getattr(torch.backends, "cuda" if device.type == "cuda" else "mkldnn")
+    named = getattr(getattr(backend, "matmul", None), "fp32_precision", "none")
+    rounding = {"none": unit, "ieee": unit, "tf32": tf32}.get(named, bf16)
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return rounding
+    return max(rounding, {"highest": unit, "high": tf32}.get(older, bf16))
 
 
 @final
