@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from slm.bench.map.survey import map_store
 from slm.model import ScalableLM
 from slm.retrieval.implied import implied_confusion
+from slm.serving import surveyor
 from slm.serving.map_routes import map_router
 from slm.serving.surveyor import Surveyor
 from tests.bench.map.conftest import Teach, four, teach  # noqa: F401
@@ -107,3 +108,11 @@ def test_two_tasks_are_drawn_with_heights(teach: Teach, four):  # noqa: F811
     assert all(key["ellipse"] == [] for key in served["keys"])
     point = client.post("/v1/map/points", json={"input": SQL}).json()["data"][0]
     assert point["is_abstained"] == (point["place"][1] > 0)
+
+
+@pytest.mark.parametrize("what", ["tasks", "keys"])
+def test_a_store_too_large_for_implied_confusion_says_so(model, monkeypatch, what):
+    monkeypatch.setattr(surveyor, f"MOST_MEASURED_{what.upper()}", 3)
+    served = serve(model).get("/v1/evaluations").json()
+    assert served["confusion"] is None
+    assert served["reason"] == f"confusion is drawn of at most 3 {what}, the store has 4"

@@ -27,6 +27,8 @@ from slm.serving.map_schema import (
 
 MOST_MEASURED_TASKS = 64
 """Tasks up to which ellipses and implied confusion are computed: both read a few megabytes of every task."""
+MOST_MEASURED_KEYS = 256
+"""Keys up to which implied confusion is computed: it compares rows drawn around every key with all keys."""
 ABSTAINED = "no task"
 """The column of refused rows."""
 
@@ -206,6 +208,9 @@ def _confuse(known: Knowledge) -> tuple[Confusion | None, str | None]:
         return None, "confusion needs at least two tasks"
     if len(names) > MOST_MEASURED_TASKS:
         return None, f"confusion is drawn of at most {MOST_MEASURED_TASKS} tasks, the store has {len(names)}"
+    num_keys = len(known.retriever.scorer.keys)
+    if num_keys > MOST_MEASURED_KEYS:
+        return None, f"confusion is drawn of at most {MOST_MEASURED_KEYS} keys, the store has {num_keys}"
     shares = implied_confusion(known.retriever)
     if shares is None:
         return None, "the keys of this store keep no spread, so they imply no confusion"
