@@ -134,7 +134,8 @@ class RetrievalConfig(CheckedConfig):
     sentence_model: str = "minilm"
     """The encoder of the ``sentence`` extractor: an alias, a folder or a hub id."""
     keys_per_task: int | None = 1
-    """Keys per task of the ``gaussian`` form, found by k-means; None is one key per label."""
+    """Keys per task of the ``gaussian`` form, found by k-means, fewer where a task has fewer than 8 prompts a
+    key; None is one key per label of two prompts and more."""
     prior: str = "uniform"
     """``uniform``, or ``size``: a key of the ``gaussian`` form is as likely beforehand as its share of all
     training rows, where what is asked is mixed as what was taught."""

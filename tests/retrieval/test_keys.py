@@ -6,16 +6,21 @@ import pytest
 import torch
 from sklearn.covariance import OAS
 
+from slm.config import RetrievalConfig
 from slm.errors import DataError
+from slm.retrieval.background import learn_background
 from slm.retrieval.keys import (
     cluster,
+    join_single,
     learn_keys,
     leave_one_out_distances,
     left_part_out_distances,
+    most_keys,
     pack,
     shrink,
     unpack,
 )
+from slm.retrieval.retriever import Retriever
 
 
 def some_queries(num_rows: int = 40, num_channels: int = 6, seed: int = 0) -> torch.Tensor:
@@ -116,3 +121,36 @@ def test_a_part_is_measured_against_eight_rows_and_no_fewer(num_each, is_measure
     fallback = torch.full((len(rows),), -1.0, dtype=torch.float64)
     found = left_part_out_distances(rows, torch.zeros(len(rows), dtype=torch.long), fallback)
     assert bool((found >= 0).all()) == bool((found >= 0).any()) == is_measured
+
+
+def test_keys_of_a_single_row_become_one():
+    labels = torch.tensor([0, 1, 1, 2, 3, 3, 2, 4])
+    assert join_single(labels, range(8)).tolist() == [3, 0, 0, 1, 2, 2, 1, 3]
+    # The first prompt of label 3 stands twice, so of its rows one counts.
+    assert join_single(labels, [0, 1, 2, 3, 4, 6, 7]).tolist() == [2, 0, 0, 1, 2, 2, 1, 2]
+    assert join_single(torch.arange(4), range(4)).tolist() == [0, 0, 0, 0]
+    assert join_single(labels[1:7] - 1, range(6)).tolist() == (labels[1:7] - 1).tolist()
+
+
+def test_there_are_no_more_keys_than_rows_suffice_for():
+    wanted = [(1, 1), (1, 500), (3, 23), (3, 24), (4, 7), (1000, 100)]
+    assert [most_keys(num_keys, num_rows) for num_keys, num_rows in wanted] == [1, 1, 2, 3, 1, 12]
+
+
+@pytest.mark.parametrize("num_each", [1, 2])
+def test_a_task_of_few_rows_a_label_does_not_refuse_all_but_these(num_each):
+    draw = torch.Generator().manual_seed(0)
+    background = learn_background(2 * torch.randn(320, 24, generator=draw))
+    rows, labels = 4 + torch.randn(16 * num_each, 24, generator=draw), torch.arange(16).repeat(num_each)
+    requests, strangers = 4 + torch.randn(500, 24, generator=draw), 2 * torch.randn(500, 24, generator=draw)
+
+    def refused(assignments: torch.Tensor, queries: torch.Tensor) -> float:
+        task = learn_keys(rows, assignments)
+        retriever = Retriever([task], task.scatter.double(), RetrievalConfig(), background=background)
+        return float(retriever(queries).is_abstained.double().mean())
+
+    assigned = join_single(labels, range(len(labels)))
+    assert refused(assigned, requests) < 0.1
+    assert refused(assigned, strangers) > 0.9
+    if num_each == 1:
+        assert refused(labels, requests) == 1.0

@@ -27,7 +27,7 @@ from slm.learning.trainer import TrainingRow, fit, validation_score
 from slm.learning.transfer import Start, begin_from, choose_start
 from slm.model import ScalableLM
 from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
-from slm.retrieval.keys import TaskKeys, cluster, learn_keys
+from slm.retrieval.keys import TaskKeys, cluster, join_single, learn_keys, most_keys
 from slm.retrieval.retriever import Retriever
 from slm.store import TaskKnowledge
 from slm.tasks import Example, Task, TaskKind
@@ -324,12 +324,13 @@ def _with_own_checkpoints(
 
 
 def _assign(queries: Tensor, task: Task, num_keys: int | None, seed: int) -> Tensor:
-    """The key of each row, (B,) int64: one per label that occurs, or k-means clusters."""
+    """The key of each row, (B,) int64: one per label of two prompts or more, or k-means clusters."""
     if num_keys is None and task.labels:
         numbers = torch.tensor([task.labels.index(e.target or "") for e in task.examples])
         occurring: Tensor = torch.unique(numbers, return_inverse=True)[1]
-        return occurring
-    return cluster(queries, num_keys or 1, seed)
+        return join_single(occurring, _distinct(task, occurring))
+    num_prompts = len({fold(example.prompt_text) for example in task.examples})
+    return cluster(queries, most_keys(num_keys or 1, num_prompts), seed)
 
 
 def _distinct(task: Task, assigned: Int[Tensor, " B"]) -> list[int]:

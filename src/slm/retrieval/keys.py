@@ -8,7 +8,7 @@ starts from these same stored numbers, so the result cannot depend on the order 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ NUM_SCALES = 33
 """How many quantiles of τ a task keeps."""
 
 MIN_ROWS = 8
-"""Fewest rows of a key that a distance to it is learned from."""
+"""Fewest rows of a key that a distance to it is learned from, and on average of keys found by k-means."""
 
 NUM_PARTS = 3
 """Into how many parts a task's rows are split to see how far rows unlike the learned ones lie."""
@@ -216,3 +216,23 @@ def cluster(queries: Float[Tensor, "B C"], num_keys: int, seed: int) -> Int[Tens
     labels = KMeans(num_keys, n_init=4, random_state=seed).fit_predict(queries.to(torch.float64).numpy())
     dense: Tensor = torch.unique(torch.from_numpy(labels).long(), return_inverse=True)[1]
     return dense
+
+
+def join_single(assignments: Int[Tensor, " B"], rows: Sequence[int]) -> Int[Tensor, " B"]:
+    """The key of each row, (B,) int64, where keys of a single row have become one, the last.
+
+    Such a key has no scatter, and nothing else would tell how far its requests lie.
+
+    Args:
+        assignments: (B,) int64, the key of each row before, 0..N_t-1.
+        rows: those that count.
+    """
+    counts = torch.bincount(assignments[list(rows)], minlength=int(assignments.max()) + 1)
+    joined = torch.where(counts > 1, torch.arange(len(counts)), len(counts))
+    dense: Tensor = torch.unique(joined[assignments], return_inverse=True)[1]
+    return dense
+
+
+def most_keys(num_keys: int, num_rows: int) -> int:
+    """N_t ≤ ``num_keys``, so that keys have :data:`MIN_ROWS` rows on average; a single key may have fewer."""
+    return max(1, min(num_keys, num_rows // MIN_ROWS))

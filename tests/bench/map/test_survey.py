@@ -13,8 +13,10 @@ from slm.config import CosineConfig
 from slm.errors import DataError, TaskError
 from slm.evaluation.matrix import prompt_of
 from slm.tasks import Stream
+from tests.bench.map.conftest import split
 
 STRANGE = ["SELECT name FROM products WHERE price > 10", "§§ 4711 xylem quark-gluon plasma"]
+VERBS = ("boil", "fry", "bake")
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +151,15 @@ def test_one_and_two_tasks_are_drawn_over_how_far_beyond_the_threshold_questions
     assert all(key.place[1] < 0 for key in found.keys)
 
 
-def test_several_keys_a_task_are_all_drawn(teach, four):
-    found = map_store(teach(four.order(["moods", "sums"]), keys_per_task=3), four)
-    assert [key.task for key in found.keys] == ["moods"] * 3 + ["sums"] * 3
-    assert {name: len(cells) for name, cells in found.regions.items()} == {"moods": 3, "sums": 3}
-    alone = map_store(teach(four.order(["moods"]), keys_per_task=4), four.order(["moods"]))
+def test_several_keys_a_task_are_all_drawn(teach):
+    sums = split("sums", [f"what is {a} plus {b}?" for a in range(2, 14) for b in range(3, 7)])
+    foods = ("potatoes", "onions", "fish", "rice", "eggs", "beans")
+    meals = [f"{verb} the {food} for {n} minutes" for verb in VERBS for food in foods for n in (5, 20)]
+    both = Stream((split("meals", meals), sums))
+    found = map_store(teach(both, keys_per_task=3), both)
+    assert [key.task for key in found.keys] == ["meals"] * 3 + ["sums"] * 3
+    assert {name: len(cells) for name, cells in found.regions.items()} == {"meals": 3, "sums": 3}
+    alone = map_store(teach(both.order(["sums"]), keys_per_task=4), both.order(["sums"]))
     assert (len(alone.keys), alone.num_axes, alone.agreement) == (4, 2, 1.0)
 
 
