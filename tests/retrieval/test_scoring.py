@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 from scipy.stats import chi2
+from torch.utils.flop_counter import FlopCounterMode
 
 from slm.config import RetrievalConfig
 from slm.retrieval.index import all_distances
 from slm.retrieval.keys import TaskKeys, learn_keys, shrink, unpack
 from slm.retrieval.retriever import Retriever
-from slm.retrieval.scoring import GaussianScorer, Scorer, _tail, fit_scorer
+from slm.retrieval.scoring import GaussianScorer, Scorer, _tails, fit_scorer
 from slm.retrieval.space import fit_space
 
 NUM_CHANNELS = 10
@@ -129,7 +130,7 @@ def test_thresholds_keep_the_shape_of_the_key_numbers():
 def test_the_tail_of_a_sum_of_squares_is_chi_squares(num_directions):
     zero, eye = torch.zeros(num_directions).double(), torch.eye(num_directions).double()
     for rate in (0.001, 0.01, 0.3):
-        found = _tail(zero, zero, zero, eye, torch.ones(33).double(), rate)
+        (found,) = _tails(zero[None], zero[None], zero, eye, torch.ones(33).double(), rate)
         assert found == pytest.approx(float(chi2.isf(rate, num_directions)), rel=1e-6)
 
 
@@ -150,3 +151,24 @@ def test_the_law_lengthens_rows_as_leaving_them_out_does():
     spread = scorer.law(0).spread[0, 0]
     assert left > 1.5 * seen
     assert float(spread) == pytest.approx(left, rel=0.25)
+
+
+def test_what_all_keys_of_a_task_share_is_computed_once_and_gives_the_same_thresholds():
+    draw = torch.Generator().manual_seed(0)
+    keys, aways = torch.randn(2, 20, 30, generator=draw, dtype=torch.float64)
+    root = torch.randn(30, 30, generator=draw, dtype=torch.float64)
+    scales = torch.linspace(0.5, 2, 33, dtype=torch.float64)
+    rest = torch.rand(30, generator=draw, dtype=torch.float64), root @ root.T / 30, scales, 0.01
+    with FlopCounterMode(display=False) as counter:
+        together = _tails(keys, aways, *rest)
+    assert counter.get_total_flops() == 2 * 30**3
+    assert together == [
+        _tails(key[None], away[None], *rest)[0] for key, away in zip(keys, aways, strict=True)
+    ]
+
+
+def test_no_threshold_is_nearer_to_its_key_than_numbers_can_tell_in_the_plain_space_either():
+    task = learn_keys(torch.ones(12, 5), torch.zeros(12, dtype=torch.long))
+    scorer = fit_scorer([task], task.scatter.double(), 0.01, epsilon=1e-3)
+    assert scorer.space.is_plain
+    assert scorer.thresholds(torch.tensor([0])).tolist() == pytest.approx([0.64])

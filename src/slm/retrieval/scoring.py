@@ -206,13 +206,11 @@ class GaussianScorer:
         """Thresholds of the keys of one task."""
         task, space = self._learned[number], self.space
         if space.is_plain:
-            return [task.radius * float(torch.quantile(task.scales, 1 - self._rate))] * task.num_keys
+            limit = task.radius * float(torch.quantile(task.scales, 1 - self._rate))
+            return [max(limit, self._least_reach)] * task.num_keys
         law = self.law(number)
         own = self._means[self._own_keys(number)]
-        limits = [
-            _tail(key, centre - key, space.shares, law.spread, task.scales, self._rate)
-            for key, centre in zip(own, law.centres, strict=True)
-        ]
+        limits = _tails(own, law.centres - own, space.shares, law.spread, task.scales, self._rate)
         at_keys = -(own * own * space.shares).sum(1)  # r of each key itself
         # Of a task of equal texts the law leaves nothing but the key, and rounding would refuse these texts.
         return [max(h, r + self._least_reach) for h, r in zip(limits, at_keys.tolist(), strict=True)]
@@ -304,23 +302,34 @@ def fit_scorer(
     return GaussianScorer(space, tasks, false_refusal_rate, load, log_priors, epsilon)
 
 
-def _tail(key: Tensor, away: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: float) -> float:
-    """The value h that r_n of the task's own rows exceeds with probability ``rate``.
+def _tails(
+    keys: Tensor, aways: Tensor, shares: Tensor, spread: Tensor, scales: Tensor, rate: float
+) -> list[float]:
+    """The value h that r_n of the task's own rows exceeds with probability ``rate``, for each of its keys.
 
     Given τ, r_n = c + lᵀe + eᵀAe with A = diag(1 − shares), l = 2 (b − shares ∘ (y_n + b)),
     c = |b|² − Σ shares (y_n + b)² and e ~ N(0, τ Y), b being how far the rows lie from their key. Its first
     three cumulants are matched by a shifted gamma distribution; the tail is averaged over the task's
     quantiles of τ and inverted by bisection.
     """
-    centre = key + away
-    A, slope = 1 - shares, 2 * (away - shares * centre)
+    A = 1 - shares
     AY = A[:, None] * spread
-    Yl = spread @ slope
-    tr1, tr2, tr3 = AY.trace(), (AY * AY.T).sum(), ((AY @ AY) * AY.T).sum()
+    tr1, tr2, tr3 = AY.trace(), (AY * AY.T).sum(), ((AY @ AY) * AY.T).sum()  # J³, the same for all keys
     tau = (scales[1:] + scales[:-1]) / 2
-    mean = (away * away).sum() - (shares * centre * centre).sum() + tau * tr1
-    variance = (tau * (slope @ Yl) + 2 * tau**2 * tr2).clamp_min(1e-12)
-    third = 6 * tau**2 * (Yl @ (A * Yl)) + 8 * tau**3 * tr3
+    found = []
+    for key, away in zip(keys, aways, strict=True):
+        centre = key + away
+        slope = 2 * (away - shares * centre)
+        Yl = spread @ slope
+        mean = (away * away).sum() - (shares * centre * centre).sum() + tau * tr1
+        variance = (tau * (slope @ Yl) + 2 * tau**2 * tr2).clamp_min(1e-12)
+        third = 6 * tau**2 * (Yl @ (A * Yl)) + 8 * tau**3 * tr3
+        found.append(_exceeded(mean, variance, third, rate))
+    return found
+
+
+def _exceeded(mean: Tensor, variance: Tensor, third: Tensor, rate: float) -> float:
+    """What shifted gammas of these cumulants, (S,) each, exceed with probability ``rate`` on average."""
     shape = 4 * variance**3 / (third**2).clamp_min(1e-24)
 
     def exceeds(h: float) -> float:
