@@ -9,7 +9,7 @@ import torch
 
 from slm.config import RetrievalConfig
 from slm.retrieval.keys import TaskKeys, learn_keys
-from slm.retrieval.nested import find_holders, spread_of
+from slm.retrieval.nested import find_holders, find_originals, fit_distinct_space, spread_of
 from slm.retrieval.retriever import Retriever
 from slm.retrieval.space import fit_space
 
@@ -155,3 +155,17 @@ def test_the_spread_of_a_space_is_that_of_its_rows():
     space = fit_space(tasks, total(tasks))
     own = [(float(task.counts.sum()), spread_of(task, task.scatter, space)) for task in tasks]
     assert space.spread == pytest.approx(sum(n * g for n, g in own) / sum(n for n, _ in own), rel=1e-5)
+
+
+def test_of_keys_of_one_holder_in_one_place_the_first_stands_for_all():
+    keys = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1e-8], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]).double()
+    holders = torch.tensor([2, 1, 2, 2, 4, 2])
+    assert find_originals(keys, holders, 1e-7).tolist() == [0, 1, 0, 0, 4, 5]
+    assert find_originals(keys, holders, 1e-9).tolist() == [0, 1, 2, 0, 4, 5]
+    assert find_originals(keys, torch.arange(6), 1e-7).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_space_names_the_holders():
+    tasks = [task_of(ALL[:100]), OTHER, task_of(ALL[:110])]
+    space = fit_distinct_space(tasks, total(tasks), lambda number: tasks[number].scatter)
+    assert space.holders.tolist() == [2, 1, 2]

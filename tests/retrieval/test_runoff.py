@@ -165,18 +165,42 @@ def test_every_task_seen_at_once_agrees_with_the_decision():
 
 
 def test_a_margin_tells_what_would_change_the_runoff():
-    tasks = [keys_of(rows_of(task, 200)) for task in (0, 1)]
-    own = make(tasks).scorer.runoff
-    owners = torch.tensor([[0, 1, 2]])
-    own._owners = owners[0]
-    queries = torch.zeros(1, NUM_CHANNELS)
+    own = make([keys_of(rows_of(task, 200)) for task in (0, 1, 2)]).scorer.runoff
+    queries, keys = torch.zeros(1, NUM_CHANNELS), torch.tensor([[0, 1, 2]])
     for distances, margin in (
         ([0.0, 60.0, 70.0], 60 - CONTESTED),  # 1 comes nearer and contests
         ([0.0, 40.0, 70.0], CONTESTED - 40),  # 1 goes away and does not
         ([0.0, 30.0, 31.0], 1.0),  # 2 would be asked in place of 1
     ):
         given = torch.tensor([distances], dtype=torch.float64)
-        assert float(own.settle(queries, owners, given)[1]) == pytest.approx(margin)
+        assert float(own.settle(queries, keys, given)[1]) == pytest.approx(margin)
+
+
+def test_a_margin_tells_what_would_let_another_key_of_the_two_tasks_run():
+    own = make([keys_of(rows_of(task, 200), num_keys=2) for task in range(3)]).scorer.runoff
+    queries, keys = torch.zeros(1, NUM_CHANNELS), torch.arange(6)[None]
+    for distances, margin in (
+        ([0.0, 0.25, 30.0, 33.0, 60.0, 61.0], 0.25),  # of the winner or loser, whichever leads
+        ([0.0, 9.0, 30.0, 30.5, 60.0, 61.0], 0.5),
+        ([0.0, 9.0, 60.0, 60.5, 90.0, 91.0], 60 - CONTESTED),  # nobody runs
+    ):
+        given = torch.tensor([distances], dtype=torch.float64)
+        assert float(own.settle(queries, keys, given)[1]) == pytest.approx(margin)
+
+
+def test_a_near_tie_between_two_keys_of_the_loser_is_read_again():
+    tasks = [keys_of(rows_of(0, 400), num_keys=2), *four()[1:]]
+    retriever, queries = make(tasks, is_abstaining=False), rows_of(1, 200, seed=1)
+    scorer = retriever.scorer
+    # Each row is moved to where the two keys of task 0 are equally near.
+    one, two = tasks[0].means
+    away = torch.linalg.solve(scorer.space.covariance, one - two)
+    behind = (queries - (one + two) / 2) @ away
+    queries = queries - (behind / (away @ (one - two)))[:, None] * (one - two)
+    found = retriever(queries)
+    lost = found.is_contested & (found.owners[found.nearest] == 1)
+    assert int(lost.sum()) > 50
+    assert bool((found.margins[lost] < 1e-6).all())
 
 
 def test_a_single_task_has_nobody_to_run_against():
@@ -186,11 +210,76 @@ def test_a_single_task_has_nobody_to_run_against():
     assert torch.isfinite(found.margins).all()
 
 
-def test_two_tasks_of_the_same_rows_tie():
+def test_two_tasks_of_the_same_rows_share_a_row_and_the_first_is_named():
     retriever = make([keys_of(rows_of(0, 100)), keys_of(rows_of(0, 100))], is_abstaining=False)
     found = retriever(rows_of(0, 10, seed=9))
     torch.testing.assert_close(found.posterior, torch.full((10, 2), 0.5))
-    assert float(found.margins.max()) == 0
+    assert found.nearest.tolist() == [0] * 10
+    assert float(found.margins.min()) > 1
+
+
+def later_version(has_grown: bool) -> TaskKeys:
+    rows = rows_of(0, 200)
+    return keys_of(torch.cat([rows, rows_of(0, 60, seed=7)]) if has_grown else rows)
+
+
+@pytest.mark.parametrize("has_grown", [False, True])
+@pytest.mark.parametrize("num_versions", [2, 3])
+def test_versions_of_a_task_face_its_rival_together(has_grown, num_versions):
+    tasks = [*four(), *[later_version(has_grown)] * (num_versions - 1)]
+    assert len(make(tasks).scorer.space.holders.unique()) == 4
+    plain, settled = (make(tasks, is_abstaining=False, has_runoff=on) for on in (False, True))
+    for task, retriever in ((0, settled), (1, settled), (1, plain)):
+        found = retriever(rows_of(task, 500, seed=1))
+        owners = found.owners[found.nearest]
+        wrong = float((torch.where(owners > 3, 0, owners) != task).double().mean())
+        assert (wrong < 0.06) == (retriever is settled)
+
+
+@pytest.mark.parametrize("has_grown", [False, True])
+def test_a_runoff_leaves_between_versions_what_there_was(has_grown):
+    tasks, queries = [*four(), later_version(has_grown)], torch.cat([rows_of(t, 50, seed=2) for t in (0, 1)])
+    plain, settled = (make(tasks, is_abstaining=False, has_runoff=on) for on in (False, True))
+    before, after, found = plain.task_distances(queries), settled.task_distances(queries), settled(queries)
+    assert found.is_contested.all()
+    assert torch.equal(after.distances.argmin(1), found.owners[found.nearest])
+    torch.testing.assert_close(after.distances.amin(1), found.distances[:, 0])
+    between = [(seen.distances[:, 4] - seen.distances[:, 0]).double() for seen in (before, after)]
+    torch.testing.assert_close(*between, atol=1e-4, rtol=1e-4)
+    if not has_grown:
+        assert not between[0].any()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_equal_versions_are_no_reason_to_read_rows_again(top_k):
+    tasks = [*four(), *[later_version(has_grown=False)] * 2]
+    retriever = make(tasks, is_abstaining=False, top_k=top_k)
+    queries, asked = torch.cat([rows_of(task, 100, seed=1) for task in range(4)]), []
+    found = retriever(queries, lambda row: (asked.append(row), queries[row])[1])
+    assert asked == []
+    assert set(found.owners[found.nearest].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_task_that_the_loser_fell_behind_is_found_beyond_the_loser_s_many_keys():
+    third = rows_of(5, 400)
+    third[:, 5] -= AWAY - 5
+    tasks = [keys_of(rows_of(0, 800), num_keys=40), keys_of(rows_of(1, 400)), keys_of(third)]
+    tasks += [keys_of(rows_of(task, 400)) for task in (2, 3)]
+    queries = rows_of(1, 60, seed=3)
+    queries[:, 0] += 0.4  # where task 0 is no longer thought of
+    queries[:, 5] += 1.0
+    near, all_seen = (make(tasks, is_abstaining=False, min_weight=0.0) for _ in range(2))
+    all_seen._num_candidates = len(all_seen.scorer.keys)
+    found, wanted = near(queries), all_seen(queries)
+    assert found.candidates.shape == (60, 41)
+    assert int((wanted.tasks == torch.tensor([1, 2])).all(1).sum()) > 40
+    assert torch.equal(found.tasks, wanted.tasks)
+    torch.testing.assert_close(found.weights, wanted.weights)
+    torch.testing.assert_close(found.margins, wanted.margins)
+    for row in range(5):
+        alone = near(queries[row : row + 1])
+        assert torch.equal(alone.candidates[0], found.candidates[row])
+        torch.testing.assert_close(alone.posterior[0], found.posterior[row])
 
 
 def test_priors_refuse_nothing_in_a_runoff():

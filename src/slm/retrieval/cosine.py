@@ -215,6 +215,7 @@ class CosineScorer:
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
         self.keys = unit_groups(torch.cat([task.means for task in tasks]), num_groups)
+        self.originals = torch.arange(len(self.keys))
         self._num_groups = num_groups
         self._limits = torch.tensor(limits, dtype=torch.float64).repeat_interleave(counts)
 

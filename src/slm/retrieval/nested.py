@@ -48,7 +48,7 @@ def fit_distinct_space(
     """The space of the tasks (:func:`slm.retrieval.space.fit_space`), rows that came twice counted once.
 
     A task whose rows another holds adds nothing to Σ, to the whole or to the subspace, and each of its keys
-    weighs what the holder's nearest key does.
+    weighs what the holder's nearest key does. The space names the holder of each task.
 
     Args:
         tasks: keys and statistics of each task; their scatters are not read.
@@ -76,7 +76,7 @@ def fit_distinct_space(
         else own[holder][torch.cdist(tasks[number].means, tasks[holder].means).argmin(1)]
         for number, holder in enumerate(holders)
     ]
-    return replace(space, weights=torch.cat(weights))
+    return replace(space, weights=torch.cat(weights), holders=torch.tensor(holders))
 
 
 def find_holders(tasks: Sequence[TaskKeys], space: GaussianSpace, load_scatter: LoadScatter) -> list[int]:
@@ -105,6 +105,24 @@ def find_holders(tasks: Sequence[TaskKeys], space: GaussianSpace, load_scatter: 
         if held_share(tasks[small], tasks[large], spreads[large], space) >= HELD:
             holders[small] = large
     return [_last(holders, number) for number in range(len(tasks))]
+
+
+def find_originals(keys: Float[Tensor, "N J"], holders: Int[Tensor, " N"], reach: float) -> Int[Tensor, " N"]:
+    """For each key the first of the same holder that lies where it does, (N,) int64; mostly itself.
+
+    Between two versions of the same rows every row is a tie, which rounding would settle anew in each batch.
+
+    Args:
+        keys: (N, J) float64, key points, whitened.
+        holders: (N,) int64, the task that holds the rows of each key's task.
+        reach: distance up to which two keys lie in one place.
+    """
+    originals = torch.arange(len(keys))
+    for holder in (holders.bincount() > 1).nonzero()[:, 0]:
+        own = (holders == holder).nonzero()[:, 0]
+        away = torch.cdist(keys[own], keys[own], compute_mode="donot_use_mm_for_euclid_dist")
+        originals[own] = own[(away <= reach).int().argmax(1)]  # of equal numbers the first
+    return originals
 
 
 def held_share(small: TaskKeys, large: TaskKeys, spread: float, space: GaussianSpace) -> float:

@@ -44,7 +44,7 @@ class Retrieved:
         margins: (B,) float32, smallest change of a difference of distances that could make another key the
             nearest, bring others into the runoff, have the row refused or not, or keep or drop another key.
         owners: (N,) int64, the task of each key.
-        is_contested: (B,) bool, whether the two nearest tasks both claimed the row and a runoff decided.
+        is_contested: (B,) bool, whether two tasks both claimed the row and a runoff decided.
         is_abstained: (B,) bool, whether the row belongs to no task of the store.
     """
 
@@ -134,8 +134,8 @@ class Retriever:
         self.index = build_index(self.scorer.keys, config, device)
         self._rounding = self.scorer.rounding * epsilon
         self._num_candidates = max(NUM_CANDIDATES, config.top_k)
-        if self._runoff is not None:  # the runner-up is the nearest key of another task
-            self._num_candidates = max(self._num_candidates, 1 + int(self.scorer.tasks.bincount().max()))
+        if self._runoff is not None:  # the runner-up is the nearest key of another holder
+            self._num_candidates = max(self._num_candidates, 1 + self._runoff.most_keys)
 
     def __call__(self, queries: Float[Tensor, "B C"], reread: Reread | None = None) -> Retrieved:
         """Retrieve for each row; its result does not depend on the other rows.
@@ -164,20 +164,10 @@ class Retriever:
 
     def _decide(self, queries: Float[Tensor, "B C"]) -> Retrieved:
         scorer, config = self.scorer, self.config
-        points = scorer.points(queries.cpu())
-        squared, candidates = self.index.search(points, self._num_candidates)
-        distances = scorer.relative_distances(points, squared)
-        margins = distances.new_full((len(points),), torch.inf)
-        is_contested = torch.zeros(len(points), dtype=torch.bool)
-        owed = torch.zeros(len(points), dtype=torch.float64)
-        if self._runoff is not None:
-            before = distances
-            distances, margins, is_contested = self._runoff.settle(queries, candidates, before)
-            owed = self._owed(candidates, before, distances, is_contested)
-            distances, order = distances.sort(dim=1, stable=True)
-            candidates = candidates.gather(1, order)
-        if distances.shape[1] > 1:
-            margins = torch.minimum(margins, distances[:, 1] - distances[:, 0])
+        queries = queries.cpu()
+        points = scorer.points(queries)
+        candidates, distances, margins, owed, is_contested = self._nearest(queries, points)
+        margins = torch.minimum(margins, self._lead(candidates, distances, 0))
         shares = scorer.weigh(distances[:, : config.top_k], config.settled_temperature)
         is_small = shares < config.min_weight
         is_small[:, 0] = False  # of many equal ones the nearest stays
@@ -189,7 +179,7 @@ class Retriever:
             thresholds = scorer.thresholds(candidates[:, 0]) + owed
         beyond = distances[:, 0] - thresholds
         is_abstained = ~(beyond <= 0)  # a query that is not a number belongs to no task
-        mixing = torch.where(is_abstained, torch.inf, self._mixing_margins(distances, shares))
+        mixing = torch.where(is_abstained, torch.inf, self._mixing_margins(candidates, distances, shares))
         margins = torch.minimum(torch.minimum(margins, mixing), beyond.abs())
         return Retrieved(
             tasks=scorer.tasks[keys],
@@ -205,12 +195,79 @@ class Retriever:
             is_abstained=is_abstained,
         )
 
-    def _mixing_margins(self, distances: Float[Tensor, "B M"], shares: Float[Tensor, "B K"]) -> Tensor:
+    def _nearest(self, queries: Float[Tensor, "B C"], points: Float[Tensor, "B J"]) -> tuple[Tensor, ...]:
+        """The M keys nearest to each row after the runoff, and how it went.
+
+        Where the loser of a runoff fell behind keys that were not found before it, twice as many are looked
+        for, until the K first and the next are known, and a third holder is among them.
+
+        Returns:
+            (B, M) int64, key numbers, and (B, M) float64, their relative distances, the smallest first; then
+            (B,) float64, the runoff's doubts and what the winner is owed; (B,) bool, whether there was one.
+
+        Raises:
+            StoreError: the statistics of a task cannot be read.
+        """
+        num = self._num_candidates
+        *found, is_known = self._settled(queries, points, num)
+        while num < len(self.scorer.keys) and not bool(is_known.all()):
+            num, rows = 2 * num, (~is_known).nonzero()[:, 0]
+            again = self._settled(queries[rows], points[rows], num)
+            *found, is_known = (
+                old.index_copy(0, rows, new) for old, new in zip((*found, is_known), again, strict=True)
+            )
+        return tuple(found)
+
+    def _settled(
+        self, queries: Float[Tensor, "B C"], points: Float[Tensor, "B J"], num: int
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`_nearest` returns, from a search for so many keys, and whether these suffice."""
+        squared, keys = self.index.search(points, num)
+        distances = self.scorer.relative_distances(points, squared)
+        margins = distances.new_full((len(points),), torch.inf)
+        owed, is_contested = margins.new_zeros(len(points)), torch.zeros(len(points), dtype=torch.bool)
+        is_known = torch.ones_like(is_contested)
+        if self._runoff is not None:
+            before = distances
+            distances, margins, is_contested = self._runoff.settle(queries, keys, before)
+            owed = self._owed(keys, before, distances, is_contested)
+            unseen = self._runoff.least_unseen(keys, before, distances)
+            distances, order = distances.sort(dim=1, stable=True)
+            keys = keys.gather(1, order)
+            last = distances[:, min(self.config.top_k, distances.shape[1] - 1)]
+            is_known = ~(is_contested & (last > unseen))
+        first = slice(self._num_candidates)
+        return keys[:, first], distances[:, first], margins, owed, is_contested, is_known
+
+    def _lead(
+        self, candidates: Int[Tensor, "B M"], distances: Float[Tensor, "B M"], place: int
+    ) -> Float[Tensor, " B"]:
+        """How far the key at a place is ahead of the next that lies elsewhere, (B,) float64.
+
+        Of keys that lie in one place, as versions of a task do, the one of smaller number is first whatever
+        company a row is read in.
+
+        Args:
+            candidates: (B, M) key numbers.
+            distances: (B, M) float64, smallest first.
+            place: in this order.
+        """
+        originals = self.scorer.originals[candidates[:, place:]]
+        leads = distances[:, place:] - distances[:, place, None]
+        return leads.masked_fill(originals == originals[:, :1], torch.inf).amin(1)
+
+    def _mixing_margins(
+        self,
+        candidates: Int[Tensor, "B M"],
+        distances: Float[Tensor, "B M"],
+        shares: Float[Tensor, "B K"],
+    ) -> Float[Tensor, " B"]:
         """Smallest change of a difference of distances that keeps or drops another key, (B,) float64.
 
         Which key is the K-th matters only where its share is not dropped anyway.
 
         Args:
+            candidates: (B, M) key numbers.
             distances: (B, M) float64, smallest first.
             shares: (B, K) float64, of the first K, before the small ones are dropped.
         """
@@ -219,10 +276,8 @@ class Retriever:
         if least > 0 and num_kept > 1:
             away = self.scorer.share_margins(distances[:, :num_kept], least, self.config.settled_temperature)
             margins = away[:, 1:].amin(1)
-        if distances.shape[1] > num_kept:
-            gap = distances[:, num_kept] - distances[:, num_kept - 1]
-            margins = torch.minimum(margins, gap.where(shares[:, -1] >= least, torch.inf))
-        return margins
+        gap = self._lead(candidates, distances, num_kept - 1)
+        return torch.minimum(margins, gap.where(shares[:, -1] >= least, torch.inf))
 
     def task_distances(self, queries: Float[Tensor, "B C"]) -> TaskDistances:
         """Every task's nearest key, exact for any number of keys; scores all of them, which is slow for many.

@@ -9,6 +9,9 @@ direction is known. So what the two nearest tasks say of a row is taken again un
 S and N being the scatter and the rows of each, and the shared Σ counting for as many rows as a query has
 channels C. Everything is a sum that the store keeps anyway, so neither the order of arrival nor other tasks
 between the two change it.
+
+Versions of a task (:mod:`slm.retrieval.nested`), or tasks of one holder, are no rivals: the nearest of them
+runs for all.
 """
 
 from __future__ import annotations
@@ -34,17 +37,22 @@ _MOST_KEYS = 2048
 
 @final
 class Runoff:
-    """Decides between two keys of different tasks.
+    """Decides between two keys of tasks of different holders.
 
     What two tasks need is computed when a row is first contested between them, from the scatters of both, by
     one factorization of C × C, and kept.
 
     Args:
-        space: fitted to these tasks.
+        space: fitted to these tasks; says whose rows each of them has.
         tasks: keys and statistics of each task; their scatters are not read here.
         owners: (N,) int64, the task each key belongs to.
+        originals: (N,) int64, of keys in one place the first, as :func:`slm.retrieval.nested.find_originals`
+            finds them.
         load_scatter: gives a task's scatter.
         log_priors: (N,) float64, log π_n ≤ 0 of each key up to a constant; None is the same for all.
+
+    Attributes:
+        most_keys: of all tasks of one holder, the largest number.
     """
 
     def __init__(
@@ -52,23 +60,27 @@ class Runoff:
         space: GaussianSpace,
         tasks: Sequence[TaskKeys],
         owners: Int[Tensor, " N"],
+        originals: Int[Tensor, " N"],
         load_scatter: LoadScatter,
         log_priors: Float[Tensor, " N"] | None = None,
     ) -> None:
-        self._space, self._tasks, self._owners = space, tasks, owners
+        self._space, self._tasks, self._owners, self._originals = space, tasks, owners, originals
         self._load_scatter, self._log_priors = load_scatter, log_priors
         self._places = torch.cat([torch.arange(task.num_keys) for task in tasks])
+        self._holders = space.holders[owners]
+        self._num_keys = self._holders.bincount()
+        self.most_keys = int(self._num_keys.max())
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
     def settle(
         self, queries: Float[Tensor, "B C"], keys: Int[Tensor, "B M"], distances: Float[Tensor, "B M"]
     ) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Have the two nearest tasks of each row decide between themselves where both claim it.
+        """Have the nearest keys of two holders decide between them where both claim a row.
 
         The winner gets the smaller distance and the loser what it is behind, −2 log-odds of the two; other
-        keys of the two tasks move with them. Rows whose second nearest task is farther than
-        :data:`CONTESTED` behind stay as they are.
+        keys of the two holders' tasks move with them, so what lies between versions stays. Rows whose second
+        holder is farther than :data:`CONTESTED` behind stay as they are.
 
         Args:
             queries: (B, C).
@@ -77,24 +89,24 @@ class Runoff:
 
         Returns:
             (B, M) float64, the settled distances; (B,) float64, the smallest change of a difference of
-            distances that would bring others into the runoff, or call it off or on; and (B,) bool, whether
-            there was one.
+            distances that would bring other keys into the runoff, or call it off or on; and (B,) bool,
+            whether there was one.
 
         Raises:
             StoreError: the statistics of a task cannot be read.
         """
-        owners = self._owners[keys]
+        holders = self._holders[keys]
         first, leader = distances.min(1, keepdim=True)
-        is_leading = owners == owners.gather(1, leader)
+        is_leading = holders == holders.gather(1, leader)
         others = distances.masked_fill(is_leading, torch.inf)
         second, runner = others.min(1, keepdim=True)
-        is_second = owners == owners.gather(1, runner)
-        third = others.masked_fill(is_second, torch.inf).amin(1)
+        is_second = holders == holders.gather(1, runner)
         behind = (second - first)[:, 0]
         is_contested = behind < CONTESTED
-        doubts = torch.minimum(
-            (behind - CONTESTED).abs(), torch.where(is_contested, third - second[:, 0], torch.inf)
-        )
+        third = others.masked_fill(is_second, torch.inf).amin(1)
+        changes = torch.minimum(third - second[:, 0], self._lead(keys, distances, is_leading, leader))
+        changes = torch.minimum(changes, self._lead(keys, distances, is_second, runner))
+        doubts = torch.minimum((behind - CONTESTED).abs(), torch.where(is_contested, changes, torch.inf))
         if not is_contested.any():
             return distances, doubts, is_contested
         rows = is_contested.nonzero()[:, 0]
@@ -105,6 +117,40 @@ class Runoff:
         settled[rows] += is_leading[rows] * (-ahead).clamp_min(0.0)
         settled[rows] += is_second[rows] * (first + ahead.clamp_min(0.0) - second)
         return settled, doubts, is_contested
+
+    def _lead(
+        self,
+        keys: Int[Tensor, "B M"],
+        distances: Float[Tensor, "B M"],
+        is_own: Bool[Tensor, "B M"],
+        ahead: Int[Tensor, "B 1"],
+    ) -> Float[Tensor, " B"]:
+        """How far the key that runs for a holder is ahead of its next one, which may have other log-odds."""
+        originals = self._originals[keys]
+        is_next = is_own & (originals != originals.gather(1, ahead))
+        return distances.masked_fill(~is_next, torch.inf).amin(1) - distances.gather(1, ahead)[:, 0]
+
+    def least_unseen(
+        self, keys: Int[Tensor, "B M"], before: Float[Tensor, "B M"], after: Float[Tensor, "B M"]
+    ) -> Float[Tensor, " B"]:
+        """What a key that was not found has at least after the runoff, (B,) float64; infinite if all were.
+
+        Minus infinity where all that was found is of two holders: who would run in place of one is not known.
+
+        Args:
+            keys: (B, M) key numbers, the M nearest before.
+            before: (B, M) float64, their relative distances.
+            after: (B, M) float64, the same as :meth:`settle` gives them.
+        """
+        if keys.shape[1] == len(self._owners):
+            return torch.full_like(before[:, 0], torch.inf)
+        holders = self._holders[keys]
+        winner = holders.gather(1, after.argmin(1, keepdim=True))
+        is_whole = (holders == winner).sum(1) == self._num_keys[winner[:, 0]]
+        nearer = (after - before).amin(1).clamp_max(0.0)  # the winner's, where it was second
+        least = before.amax(1) + torch.where(is_whole, 0.0, nearer)
+        num_borders = (holders.sort(1).values.diff(dim=1) != 0).sum(1)
+        return torch.where(num_borders > 1, least, -torch.inf)
 
     def log_odds(
         self, queries: Float[Tensor, "B C"], first: Int[Tensor, " B"], second: Int[Tensor, " B"]

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from slm.retrieval.background import Background
 from slm.retrieval.keys import LoadScatter, TaskKeys, unpack
-from slm.retrieval.nested import fit_distinct_space
+from slm.retrieval.nested import find_originals, fit_distinct_space
 from slm.retrieval.runoff import Runoff
 from slm.retrieval.space import FLAT, GaussianSpace
 
@@ -47,6 +47,7 @@ class Scorer(Protocol):
         tasks: (N,) int64, the task each key belongs to; keys of one task follow each other.
         increments: (N,) int64, which of its task's increments each key owns.
         keys: (N, J) float64, the key points, N ≥ 1.
+        originals: (N,) int64, of keys in one place, as versions of a task have them, the first.
         rounding: how much a difference of relative distances may change with the company a row is read in, in
             units of the epsilon of the backbone's numbers.
         penalties: (N,) float64, −2 log π_n, the part of each key's relative distances and threshold that is
@@ -60,6 +61,7 @@ class Scorer(Protocol):
     tasks: Int[Tensor, " N"]
     increments: Int[Tensor, " N"]
     keys: Float[Tensor, "N J"]
+    originals: Int[Tensor, " N"]
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Where some queries lie, (B, J) float64, so that the most similar key is the nearest one."""
@@ -150,16 +152,23 @@ class GaussianScorer:
         counts = torch.tensor([task.num_keys for task in tasks])
         self.tasks = torch.arange(len(tasks)).repeat_interleave(counts)
         self.increments = torch.cat([task.increments for task in tasks])
-        self.keys = self._means = space.points(torch.cat([task.means for task in tasks]))
+        self._means = space.points(torch.cat([task.means for task in tasks]))
         self.penalties = None if log_priors is None else -2 * log_priors
+        keys = self._means
         if self.penalties is not None:
-            self.keys = torch.cat([self._means, self.penalties.sqrt()[:, None]], dim=1)
+            keys = torch.cat([keys, self.penalties.sqrt()[:, None]], dim=1)
+        # Of keys this near r differs by less than the company of a row can change it, 2ε|y − y_n|.
+        self.originals = find_originals(keys, space.holders[self.tasks], epsilon)
+        has_twins = bool((self.originals != torch.arange(len(keys))).any())
+        self.keys = keys[self.originals] if has_twins else keys
         self._learned = tasks
         self._first_keys = (counts.cumsum(0) - counts).tolist()
         self._rate = false_refusal_rate
         self._load_scatter = load_scatter
         self._limits: dict[int, list[float]] = {}
-        self.runoff: Runoff | None = Runoff(space, tasks, self.tasks, load_scatter, log_priors)
+        self.runoff: Runoff | None = Runoff(
+            space, tasks, self.tasks, self.originals, load_scatter, log_priors
+        )
 
     def points(self, queries: Float[Tensor, "B C"]) -> Float[Tensor, "B J"]:
         """Y = Wᵀ (q − μ_0) of each row, (B, J) float64; with priors a coordinate of zero follows."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm.retrieval.background import Background
@@ -35,6 +35,8 @@ class GaussianSpace:
         rho: the weight of its shrinkage.
         num_rows: rows behind Σ.
         weights: (N,) float64, share of each key in the whole; with a background they sum to less than 1.
+        holders: (t,) int64, for each task the one that holds its rows (:mod:`slm.retrieval.nested`); mostly
+            itself.
         projection: (C, J) float64, W, onto the subspace in which the keys differ.
         shares: (J,) float64, 1 / (1 + s_j²), how much of a squared coordinate the pooled whole explains.
         is_plain: nothing tells the tasks from each other or from a background, so J = C, the distance is
@@ -47,6 +49,7 @@ class GaussianSpace:
     rho: float
     num_rows: float
     weights: Float[Tensor, " N"]
+    holders: Int[Tensor, " t"]
     projection: Float[Tensor, "C J"]
     shares: Float[Tensor, " J"]
     is_plain: bool
@@ -109,6 +112,7 @@ def fit_space(
         rho=rho,
         num_rows=num_rows,
         weights=shares[:num_keys],
+        holders=torch.arange(len(tasks)),
         projection=torch.linalg.solve_triangular(factor.T, directions, upper=True),
         shares=torch.zeros(num_channels, dtype=torch.float64) if is_plain else 1 / (1 + squares),
         is_plain=is_plain,
