@@ -1,6 +1,6 @@
 import pytest
 
-from slm.config import Config, DecodingConfig, LearningConfig
+from slm.config import Config, CosineConfig, DecodingConfig, LearningConfig, RetrievalConfig
 from slm.errors import ConfigError
 
 
@@ -40,8 +40,16 @@ def test_a_value_of_another_type_is_refused_by_name(mapping, mistake):
 
 def test_settings_of_a_room_must_be_a_mapping():
     assert message_of({"retrieval": 1}) == "retrieval must be a mapping of settings, got 1"
-    with pytest.raises(ConfigError, match="retrieval must be a mapping of settings, got 1"):
-        Config(retrieval=1)
+
+
+def test_the_settings_of_a_room_are_of_its_own_class():
+    for value, told in (
+        (1, "got 1"),
+        ({"top_k": 1}, r"got \{'top_k': 1\} \(a mapping is for Config.from_mapping\)"),
+        (LearningConfig(), r"got LearningConfig\(.*\)"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^Config: retrieval must be a RetrievalConfig, {told}: "):
+            Config(retrieval=value)
 
 
 def test_types_and_ranges_are_reported_together():
@@ -59,6 +67,19 @@ def test_values_that_json_can_write_are_taken():
     config = Config.from_mapping(mapping)
     assert config.retrieval.layers == (1, 2)
     assert Config.from_mapping(config.as_dict()) == config
+
+
+def test_a_list_of_layers_is_taken_as_it_is_written():
+    assert RetrievalConfig(layers=[2, 4]).layers == (2, 4)
+    with pytest.raises(ConfigError, match=r"layers must be a list of whole numbers, got \(2, 'a'\)"):
+        RetrievalConfig(layers=[2, "a"])
+
+
+@pytest.mark.parametrize("kind", [LearningConfig, CosineConfig])
+def test_a_norm_that_no_store_could_write_is_refused(kind):
+    with pytest.raises(ConfigError, match=r"max_grad_norm must be in 1e-06\.\.1e\+30, got inf"):
+        kind(max_grad_norm=float("inf"))
+    assert LearningConfig(max_grad_norm=None).max_grad_norm is None
 
 
 def test_the_defaults_have_the_types_they_are_annotated_with():

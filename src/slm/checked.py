@@ -59,14 +59,20 @@ class CheckedConfig:
             annotation, _, optional = str(f.type).partition(" | ")
             value = getattr(self, f.name)
             if annotation not in _TYPES:
-                if not isinstance(value, CheckedConfig):
-                    yield f.name, f"{f.name} must be a mapping of settings, got {value!r}"
+                nested: Any = f.default_factory
+                if not isinstance(value, nested):
+                    hint = f" (a mapping is for {type(self).__name__}.from_mapping)"
+                    plain = hint if isinstance(value, Mapping) else ""
+                    yield f.name, f"{f.name} must be a {annotation}, got {value!r}{plain}"
                 continue
             allowed, words = _TYPES[annotation]
             if not (_is_of(value, allowed) or (optional and value is None)):
                 yield f.name, f"{f.name} must be {words}, got {value!r}"
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            if str(f.type).startswith("tuple[") and isinstance(getattr(self, f.name), list):
+                object.__setattr__(self, f.name, tuple(getattr(self, f.name)))
         mistakes = list(self._mistakes())
         if mistakes:
             raise ConfigError(f"{type(self).__name__}: " + "; ".join(mistakes) + ": correct these settings")

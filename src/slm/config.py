@@ -6,7 +6,6 @@ store remembers the settings it was made with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +13,9 @@ from slm.checked import CheckedConfig
 
 MAX_SEED = 2**32 - 1
 """Largest seed that every library takes."""
+
+MAX_NORM = 1e30
+"""Largest norm that gradients are clipped to: JSON, which a store writes, knows no infinity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class CosineConfig(CheckedConfig):
         "batch_size": (1, 65_536),
         "learning_rate": (1e-7, 1.0),
         "weight_decay": (0.0, 1.0),
-        "max_grad_norm": (1e-6, math.inf),
+        "max_grad_norm": (1e-6, MAX_NORM),
     }
 
 
@@ -287,8 +289,8 @@ class LearningConfig(CheckedConfig):
     """AdamW's weight decay on the increments."""
     warmup_share: float = 0.06
     """Share of the steps spent warming up."""
-    max_grad_norm: float = 1.0
-    """Gradient clipping."""
+    max_grad_norm: float | None = 1.0
+    """Gradient clipping; None clips nothing."""
     dropout: float = 0.0
     """Dropout on the input of every increment while learning."""
     validation_share: float = 0.1
@@ -314,7 +316,7 @@ class LearningConfig(CheckedConfig):
         "batch_size": (1, 65_536),
         "weight_decay": (0.0, 1.0),
         "warmup_share": (0.0, 1.0),
-        "max_grad_norm": (1e-6, math.inf),
+        "max_grad_norm": (1e-6, MAX_NORM),
         "dropout": (0.0, 0.9),
         "validation_share": (0.0, 0.5),
         "seed": (0, MAX_SEED),

@@ -25,11 +25,12 @@ def scratch(store, tmp_path_factory):
 
 def test_init_makes_a_store_with_the_settings_of_file_and_command_line(slm, tmp_path):
     file = tmp_path / "settings.yaml"
-    file.write_text("retrieval:\n  top_k: 3\n  min_weight: 0.1\n")
+    file.write_text("retrieval:\n  top_k: 3\n  min_weight: 0.1\nlearning:\n  learning_rate: 3e-3\n")
     made = document(slm("init", tmp_path / "new", "--config", file, "--set", "retrieval.top_k=1", "--json"))
     assert made["backbone"] == "minilm"
     assert made["kind"] == "encoder"
     assert (made["config"]["retrieval"]["top_k"], made["config"]["retrieval"]["min_weight"]) == (1, 0.1)
+    assert made["config"]["learning"]["learning_rate"] == 3e-3
 
 
 def test_init_makes_a_store_on_a_quantised_backbone(slm, tmp_path):

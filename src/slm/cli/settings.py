@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _read_file(file: Path) -> dict[str, Any]:
 
     try:
         text = file.read_bytes().decode("utf-8-sig")
-        found = json.loads(text) if file.suffix.lower() == ".json" else yaml.safe_load(text)
+        found = json.loads(text) if file.suffix.lower() == ".json" else yaml.load(text, _loader())
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}): check the path") from None
     except json.JSONDecodeError as error:
@@ -71,3 +72,15 @@ def _read_file(file: Path) -> dict[str, Any]:
             f"{file} must hold settings by name, got a {type(found).__name__}: see slm init --help"
         )
     return found or {}
+
+
+def _loader() -> Any:
+    """YAML that also takes numbers such as 5e-4, which YAML 1.1 reads as text and JSON does not."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
