@@ -34,7 +34,14 @@ from slm.retrieval.keys import TaskKeys
 from slm.store.background import background_problems, read_background, write_background
 from slm.store.folders import TaskFolders
 from slm.store.lock import uninterrupted, writing
-from slm.store.manifest import Manifest, read_manifest, read_version, refuse_begun, write_manifest
+from slm.store.manifest import (
+    Manifest,
+    manifest_bytes,
+    read_manifest,
+    read_version,
+    refuse_begun,
+    write_manifest,
+)
 from slm.store.migrations import FORMAT_VERSION, pending_steps
 from slm.store.records import TASKS_FOLDER, FileRecord, TaskKnowledge, TaskRecord, describe_task
 from slm.store.sums import Snapshots, sum_exactly
@@ -75,6 +82,7 @@ class Store:
             StoreError: the folder is not empty or cannot be written, or the config is not plain JSON.
         """
         path = cls.check_place(path)
+        manifest_bytes(path, manifest, FORMAT_VERSION)  # refuse what it cannot hold before a folder is made
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / TASKS_FOLDER).mkdir()
@@ -145,9 +153,20 @@ class Store:
         Raises:
             TaskError: there is none.
         """
+        return self.named([name])[0]
+
+    def named(self, names: Sequence[str]) -> list[TaskRecord]:
+        """The visible tasks of these names, in that order, from one reading of the catalogue.
+
+        Raises:
+            TaskError: there is none of a name.
+            StoreError: the catalogue is damaged.
+        """
         records = {record.name: record for record in self.tasks()}
-        if name in records:
-            return records[name]
+        missing = [name for name in names if name not in records]
+        if not missing:
+            return [records[name] for name in names]
+        name = missing[0]
         nearest = difflib.get_close_matches(name, records, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"slm tasks {self.path} lists them"
         raise TaskError(f"no task {name!r} among the {len(records)} tasks of {self.path}: {hint}")

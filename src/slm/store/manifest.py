@@ -39,8 +39,8 @@ class Manifest:
     background_sha256: str | None = None
 
 
-def write_manifest(path: Path, manifest: Manifest, version: int) -> None:
-    """Write ``store.json`` into the folder ``path``, by rename, so that it is there whole or not at all.
+def manifest_bytes(path: Path, manifest: Manifest, version: int) -> bytes:
+    """What ``store.json`` in the folder ``path`` shall hold.
 
     Raises:
         StoreError: the config holds a value JSON cannot hold.
@@ -59,7 +59,16 @@ def write_manifest(path: Path, manifest: Manifest, version: int) -> None:
         raise StoreError(
             f"config of {path} cannot be written as JSON ({error}): use plain, finite values"
         ) from error
-    replace_bytes(path / MANIFEST_NAME, (text + "\n").encode())
+    return (text + "\n").encode()
+
+
+def write_manifest(path: Path, manifest: Manifest, version: int) -> None:
+    """Write ``store.json`` into the folder ``path``, by rename, so that it is there whole or not at all.
+
+    Raises:
+        StoreError: the config holds a value JSON cannot hold.
+    """
+    replace_bytes(path / MANIFEST_NAME, manifest_bytes(path, manifest, version))
 
 
 def read_version(path: Path) -> int:
