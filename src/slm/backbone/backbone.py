@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Backbone:
         kind: encoder, causal or sequence-to-sequence.
         model: the transformers model, on its device.
         tokenizer: its tokenizer.
-        config: window and prompt format.
+        config: what it was loaded with: window and prompt format, and how it came to be what ``model`` is.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Backbone:
     ) -> None:
         self.source = source
         self.kind = kind
+        self.config = config
         self.model = model.eval().requires_grad_(False)
         self.blocks = find_stacks(model)[0][1]
         self.device = next(model.parameters()).device
@@ -75,7 +77,11 @@ class Backbone:
             )
         self.start_id = _start_id(source, model) if kind is BackboneKind.SEQUENCE_TO_SEQUENCE else None
         self.side = "left" if kind is BackboneKind.CAUSAL else "right"
-        self.renderer = _renderer(kind, tokenizer, config, self.window, _num_embeddings(model))
+        prompt_format, max_tokens = _reading(kind, tokenizer, config, self.window)
+        is_apart = kind is BackboneKind.SEQUENCE_TO_SEQUENCE
+        self.renderer = Renderer(
+            tokenizer, prompt_format, max_tokens, is_apart=is_apart, num_embeddings=_num_embeddings(model)
+        )
         self.fingerprint = _fingerprint(model, tokenizer)
         self._linear = find_linear(model, self._probe())
         self.reparameterizer = Reparameterizer(
@@ -101,6 +107,45 @@ class Backbone:
         """The number of blocks the query can be read from: all, or those of the encoder."""
         return len(self.blocks)
 
+    def settled(self, given: BackboneConfig) -> BackboneConfig:
+        """How this backbone was loaded, as a store that is made with it writes it down.
+
+        Args:
+            given: what that store shall say; a setting at its default says nothing.
+
+        Raises:
+            ConfigError: it says something else.
+        """
+        usual, own = asdict(BackboneConfig()), asdict(self.config)
+        wanted = {name: value for name, value in asdict(given).items() if value != usual[name]}
+        is_formatted = self.kind is BackboneKind.CAUSAL
+        in_other_words = {
+            "dtype": (str(self.dtype).removeprefix("torch."),),
+            "device": (str(self.device), self.device.type),
+            "max_tokens": (self.renderer.max_tokens,),
+            "prompt_format": (self.renderer.prompt_format,) if is_formatted else ("chat", "plain"),
+        }
+        misfits = [
+            f"backbone.{name} is {value!r}, {self.source!r} was loaded with {own[name]!r}"
+            for name, value in wanted.items()
+            if value != own[name] and value not in in_other_words.get(name, ())
+        ]
+        if misfits:
+            raise ConfigError(
+                "; ".join(misfits) + ": leave the setting out, or load the backbone with it beforehand"
+            )
+        return replace(self.config, **wanted)
+
+    def misreadings(self, kept: BackboneConfig) -> list[str]:
+        """How prompts become other rows here than under the settings that a store keeps; a line for each."""
+        expected = _reading(self.kind, self.renderer.tokenizer, kept, self.window)
+        found = (self.renderer.prompt_format, self.renderer.max_tokens)
+        return [
+            f"{name} {want!r}, not {have!r}"
+            for name, want, have in zip(("prompt_format", "max_tokens"), expected, found, strict=True)
+            if want != have
+        ]
+
     def targets(self, which: str, first_block: int) -> list[str]:
         """Names of the layers that increments change; see :func:`slm.backbone.targets.choose_targets`."""
         return choose_targets(self._linear, which, first_block)
@@ -124,14 +169,25 @@ class Backbone:
         """Tokenize one prompt; see :meth:`slm.backbone.prompts.Renderer.row`."""
         return self.renderer.row(prompt, target, **options)
 
-    def question_rows(self, prompts: Sequence[Prompt], *, is_truncating: bool) -> list[Row]:
+    def question_rows(
+        self, prompts: Sequence[Prompt], *, is_truncating: bool, max_new_tokens: int = 128
+    ) -> list[Row]:
         """Tokenize questions; an error gives the number of the one it is about, from 1.
+
+        Args:
+            prompts: the questions.
+            is_truncating: cut the middle out of an over-long question instead of refusing it.
+            max_new_tokens: what is cut leaves room in the window for an answer of so many tokens, of 128 at
+                least, and never more than half of the window.
 
         Raises:
             DataError: a question is empty or too long, or neither text nor a conversation.
         """
+        most = None
+        if is_truncating and self.kind is BackboneKind.CAUSAL:
+            most = self.window - min(max(max_new_tokens, 128), self.window // 2)
         return [
-            self.row(prompt, is_truncating=is_truncating, where=f"question {i}")
+            self.row(prompt, is_truncating=is_truncating, where=f"question {i}", most_tokens=most)
             for i, prompt in enumerate(prompts, start=1)
         ]
 
@@ -156,9 +212,12 @@ class Backbone:
             question = (
                 f" and the longest question has {self.window - room} tokens" if room < self.window else ""
             )
+            mend = f"lower max_new_tokens to at most {room}"
+            if room < 1:
+                mend = "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
             raise ConfigError(
                 f"max_new_tokens is {max_new_tokens}{question}, the "
-                f"window of the backbone holds {self.window}: lower max_new_tokens"
+                f"window of the backbone holds {self.window}: {mend}"
             )
 
     def batch(self, rows: Sequence[Row]) -> Batch:
@@ -263,17 +322,13 @@ def _num_embeddings(model: Any) -> int | None:
     return found
 
 
-def _renderer(
-    kind: BackboneKind, tokenizer: Any, config: BackboneConfig, window: int, num_embeddings: int | None
-) -> Renderer:
-    """How prompts are written: as they are for whatever has an encoder, else as configured."""
+def _reading(kind: BackboneKind, tokenizer: Any, config: BackboneConfig, window: int) -> tuple[str, int]:
+    """Prompt format, which is raw for whatever has an encoder, and max_tokens under some settings."""
     wanted = config.prompt_format
     if wanted == "auto":
         wanted = "chat" if tokenizer.chat_template else "plain"
     prompt_format = wanted if kind is BackboneKind.CAUSAL else "raw"
-    is_apart = kind is BackboneKind.SEQUENCE_TO_SEQUENCE
-    max_tokens = config.max_tokens or min(window, 512)
-    return Renderer(tokenizer, prompt_format, max_tokens, is_apart=is_apart, num_embeddings=num_embeddings)
+    return prompt_format, config.max_tokens or min(window, 512)
 
 
 def _window(model: Any) -> int:

@@ -194,9 +194,17 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise BackboneError(f"device {name!r} is unknown to torch: use 'auto', 'cpu' or 'cuda'") from error
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"device {name!r} cannot be used on this machine ({reason}): use 'auto' or 'cpu'"
+        ) from error
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -228,7 +236,7 @@ def choose_dtype(config: BackboneConfig | None = None) -> tuple[torch.device, to
     """Where a backbone would be computed on this machine, and in what, without loading one.
 
     Raises:
-        BackboneError: the device is unknown to torch.
+        BackboneError: the device is unknown to torch, or cannot be used on this machine.
     """
     config = config or BackboneConfig()
     device = _device(config.device)

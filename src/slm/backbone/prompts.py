@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from slm.checked import check_characters
@@ -15,6 +16,22 @@ from slm.errors import BackboneError, DataError
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A plain text, or the messages (role, content) of a conversation up to the answer."""
+
+
+class Turn(Protocol):
+    """A message of a conversation as an object, as :class:`slm.tasks.Message` is."""
+
+    @property
+    def role(self) -> str:
+        """Who speaks."""
+
+    @property
+    def content(self) -> str:
+        """What is said."""
+
+
+Question = Prompt | Sequence[Turn]
+"""What a model may be asked: a prompt, or a conversation of objects."""
 
 IGNORED = -100
 """The target of a position that carries no loss."""
@@ -144,7 +161,15 @@ class Renderer:
         before, after = _num_shared(ids, self._head), _num_shared(ids[::-1], self._tail[::-1])
         return (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
 
-    def row(self, prompt: Prompt, target: str | None = None, *, is_truncating: bool, where: str) -> Row:
+    def row(
+        self,
+        prompt: Prompt,
+        target: str | None = None,
+        *,
+        is_truncating: bool,
+        where: str,
+        most_tokens: int | None = None,
+    ) -> Row:
         """Tokenize one prompt, and its answer when given.
 
         Args:
@@ -153,25 +178,34 @@ class Renderer:
             is_truncating: cut the middle out of an over-long prompt and the end off an over-long answer
                 instead of refusing the row.
             where: how to call the row in an error ("row 17").
+            most_tokens: of a row that may be cut, where fewer than ``max_tokens`` shall be left of it.
 
         Raises:
-            DataError: the row is empty or longer than the window, or neither text nor a conversation.
+            DataError: the row is empty or longer than the window, neither text nor a conversation, or a
+                conversation that the chat template refuses.
         """
         texts = _texts(prompt, where)
         if not any(text.strip() for text in texts):
             raise DataError(f"{where} is empty: give it some text")
         for text in texts:
             check_characters(text, where)
-        ids = self._ids(self.render(prompt))
+        try:
+            ids = self._ids(self.render(prompt))
+        except TemplateError as error:
+            told = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{where} does not fit the backbone's chat template ({told}): correct it"
+            ) from error
         answer = [] if target is None else self.answer_ids(target)
         longest = max(len(ids), len(answer)) if self.is_apart else len(ids) + len(answer)
-        if longest > self.max_tokens:
+        most = min(self.max_tokens, most_tokens or self.max_tokens) if is_truncating else self.max_tokens
+        if longest > most:
             if not is_truncating:
                 raise DataError(
                     f"{where} has {longest} tokens, the window holds {self.max_tokens}: "
                     "shorten it, or allow cutting its middle out (--truncate, is_truncating=True)"
                 )
-            ids, answer = self._cut(ids, answer)
+            ids, answer = self._cut(ids, answer, most)
         return Row(tuple(ids), self._content(ids), tuple(answer))
 
     def answer_ids(self, target: str) -> list[int]:
@@ -186,13 +220,13 @@ class Renderer:
         eos = int(self.tokenizer.eos_token_id)
         return ids if self.is_apart and ids[-1:] == [eos] else [*ids, eos]
 
-    def _cut(self, ids: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+    def _cut(self, ids: list[int], answer: list[int], most: int) -> tuple[list[int], list[int]]:
         """An answer keeps its beginning, and at least half of a shared window; a prompt keeps both ends."""
         if self.is_apart:
-            answer, longest = answer[: self.max_tokens], self.max_tokens
+            answer, longest = answer[:most], most
         else:
-            answer = answer[: self.max_tokens - min(len(ids), self.max_tokens // 2)]
-            longest = self.max_tokens - len(answer)
+            answer = answer[: most - min(len(ids), most // 2)]
+            longest = most - len(answer)
         if len(ids) > longest:
             ids = ids[: longest - longest // 2] + ids[len(ids) - longest // 2 :]
         return ids, answer
@@ -242,3 +276,19 @@ def _texts(prompt: Prompt, where: str) -> list[str]:
         if not is_message or not all(isinstance(message.get(part), str) for part in ("role", "content")):
             raise DataError(f'{where} has a message that is no {{"role": "...", "content": "..."}}: mend it')
     return [message["content"] for message in messages]
+
+
+def prompts_of(questions: str | Sequence[Question]) -> list[Prompt]:
+    """Questions as prompts: one text is one question, and messages that are objects become mappings."""
+    return [questions] if isinstance(questions, str) else [_prompt(question) for question in questions]
+
+
+def _prompt(question: Any) -> Any:
+    """One question as a prompt; what is neither text nor a conversation is left for a row to refuse."""
+    if isinstance(question, (str, Mapping)):
+        return question
+    if isinstance(question, Sequence):
+        return [_prompt(message) for message in question]
+    if hasattr(question, "role") and hasattr(question, "content"):
+        return {"role": question.role, "content": question.content}
+    return question
