@@ -67,7 +67,9 @@ class Trainable(nn.Module, abc.ABC):
         Raises:
             LearningError: it is not finite.
         """
-        loss = self.loss(Batch(ids, mask, content, positions, targets), labels, weights)
+        home = self.backbone.device
+        batch = Batch(ids, mask, content, positions, targets).to(home)
+        loss = self.loss(batch, labels.to(home), weights.to(home))
         if not torch.isfinite(loss):
             raise LearningError(
                 f"the loss became {float(loss.detach())} while learning, so nothing was stored: lower "

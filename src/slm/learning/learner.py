@@ -24,7 +24,7 @@ from slm.config import LearningConfig, RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
 from slm.learning.learnable import Learnable
 from slm.learning.trainer import TrainingRow, fit, validation_score
-from slm.learning.transfer import Start, begin_from, choose_start
+from slm.learning.transfer import Start, begin_from, check_start, choose_start
 from slm.model import ScalableLM
 from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
 from slm.retrieval.keys import TaskKeys, cluster, join_single, learn_keys, most_keys
@@ -109,6 +109,8 @@ def learn_task(
     config = LearningConfig.from_mapping({**model.config.learning.as_dict(), **settings})
     config = dataclasses.replace(config, batch_size=config.rows_per_step(len(task.examples)))
     check_learnable(model, task)
+    if config.start == "retrieved":
+        check_start(model.backbone)
     model.store.check_writable(_smallest_size(model))
     _check_checkpoints(config.checkpoint_folder)
     rows = training_rows(model, task, task.examples, config)
@@ -268,7 +270,8 @@ def check_learnable(model: ScalableLM, task: Task) -> None:
     Raises:
         TaskError: it is so.
     """
-    if any(record.name == task.name for record in model.tasks):
+    # In the store, not among the tasks of the model, which may be restricted to some.
+    if any(record.name == task.name for record in model.store.tasks()):
         raise TaskError(f"task {task.name!r} is already learned: forget it first or choose another name")
     if model.backbone.kind is BackboneKind.ENCODER and task.kind is TaskKind.GENERATION:
         raise TaskError(

@@ -5,22 +5,33 @@ Logging, resuming and several processes come with Trainer.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.training_args import ParallelMode
 
 from slm.backbone.backbone import Backbone
 from slm.backbone.prompts import Batch, Row
 from slm.config import LearningConfig
+from slm.learning.checkpoints import last_checkpoint
 from slm.learning.learnable import Learnable, Trainable
 
 
@@ -114,6 +125,30 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self._tell(state.global_step, state.max_steps)
 
 
+class _Arguments(TrainingArguments):  # type: ignore[misc]
+    """Trainer's settings where the backbone stays where it is: one process computes on that device alone.
+
+    Trainer would take a device of its own choice, and copies of the module on every further GPU, but the
+    backbone stands outside the module. Several processes learn together as Trainer has it.
+    """
+
+    home: torch.device | None = None
+    """Where the backbone is."""
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: at most one."""
+        found: int = super().n_gpu
+        return min(found, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        chosen: torch.device = super().device
+        is_alone = self.parallel_mode is not ParallelMode.DISTRIBUTED
+        return self.home if is_alone and self.home is not None else chosen
+
+
 def fit(
     learnable: Trainable,
     backbone: Backbone,
@@ -145,51 +180,74 @@ def fit(
         labels = torch.tensor([item.label for item in rows])
         return {**columns, "labels": labels, "weights": weights_of(rows)}
 
-    with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch:
-        folder = Path(config.checkpoint_folder or scratch)
+    with tempfile.TemporaryDirectory(prefix="slm-learn-") as scratch, _generators_kept():
+        folder = Path(config.checkpoint_folder or scratch).absolute()
+        last = last_checkpoint(folder) if config.checkpoint_folder else None
         callbacks: list[Any] = [_Progress(title)] if config.has_progress else []
         if on_step is not None:
             callbacks.append(_Steps(on_step))
         if validation:
             callbacks.append(EarlyStoppingCallback(config.patience))
-        trainer = Trainer(
-            model=learnable,
-            args=_arguments(config, folder, len(train), bool(validation), backbone.device.type),
-            data_collator=collate,
-            train_dataset=RowDataset(train),
-            eval_dataset=RowDataset(validation) if validation else None,
-            optimizers=(torch.optim.AdamW(learnable.parameter_groups()), None),
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        learnable.bind()
-        try:
-            last = get_last_checkpoint(str(folder)) if config.checkpoint_folder and folder.is_dir() else None
-            with backbone.learning_attention():
-                trainer.train(resume_from_checkpoint=last)
-        finally:
-            backbone.reparameterizer.release()
+        arguments = _arguments(config, folder, len(train), bool(validation), backbone.device)
+        if last is not None and last.has_ended:
+            arguments.num_train_epochs = last.num_epochs
+        with _current(backbone.device):
+            trainer = Trainer(
+                model=learnable,
+                args=arguments,
+                data_collator=collate,
+                train_dataset=RowDataset(train),
+                eval_dataset=RowDataset(validation) if validation else None,
+                optimizers=(torch.optim.AdamW(learnable.parameter_groups()), None),
+                callbacks=callbacks,
+            )
+            trainer.remove_callback(PrinterCallback)
+            learnable.bind()
+            try:
+                with backbone.learning_attention():
+                    trainer.train(resume_from_checkpoint=str(last.path) if last else None)
+            finally:
+                backbone.reparameterizer.release()
         best = trainer.state.best_metric if validation else None
         return TrainingResult(float(trainer.state.epoch or 0.0), best)
 
 
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Trainer seeds the generators that everybody shares; behind the block they go on as they were before."""
+    python, numpy_state = random.getstate(), numpy.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(numpy_state)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within the block, "cuda" without a number is this device, as Trainer and accelerate take it."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def _arguments(
-    config: LearningConfig, folder: Path, num_rows: int, has_validation: bool, device: str
-) -> TrainingArguments:
+    config: LearningConfig, folder: Path, num_rows: int, has_validation: bool, device: torch.device
+) -> _Arguments:
     batch_size = config.rows_per_step(num_rows)
     num_steps = math.ceil(num_rows / batch_size) * config.num_epochs
-    return TrainingArguments(
+    arguments = _Arguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=4 * batch_size,
         num_train_epochs=config.num_epochs,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=config.max_grad_norm or 0.0,  # which clips nothing
         lr_scheduler_type="cosine",
         warmup_steps=round(num_steps * config.warmup_share),
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if has_validation else "no",
         save_strategy="epoch" if has_validation or config.checkpoint_folder else "no",
         save_only_model=config.checkpoint_folder is None,
+        restore_callback_states_from_checkpoint=True,
         save_total_limit=2,
         load_best_model_at_end=has_validation,
         metric_for_best_model="eval_loss" if has_validation else None,
@@ -199,11 +257,13 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=device == "cuda",
-        use_cpu=device == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        use_cpu=device.type == "cpu",
         seed=config.seed,
         label_names=["labels"],
     )
+    arguments.home = device
+    return arguments
 
 
 @torch.no_grad()

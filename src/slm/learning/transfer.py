@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from slm.backbone.backbone import BackboneKind
+from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.reparameterize import LearningBinding, Mixture
 from slm.errors import ConfigError
 from slm.increments.increment import Increment, concatenate, lower_rank
@@ -102,6 +102,19 @@ class Candidate:
     sources: Mapping[str, float]
 
 
+def check_start(backbone: Backbone) -> None:
+    """Expect a backbone on which a task may start from earlier ones.
+
+    Raises:
+        ConfigError: it is no encoder.
+    """
+    if backbone.kind is not BackboneKind.ENCODER:
+        raise ConfigError(
+            f"start is 'retrieved', which judges starts by an encoder's labels; {backbone.source!r} is "
+            f"a {backbone.kind.value} backbone: set start to 'none'"
+        )
+
+
 def choose_start(
     model: ScalableLM, queries: Float[Tensor, "B C"], rows: Sequence[TrainingRow], num_labels: int
 ) -> Start:
@@ -116,11 +129,7 @@ def choose_start(
     Raises:
         ConfigError: the backbone is no encoder.
     """
-    if model.backbone.kind is not BackboneKind.ENCODER:
-        raise ConfigError(
-            f"start is 'retrieved', which judges starts by an encoder's labels; {model.backbone.source!r} is "
-            f"a {model.backbone.kind.value} backbone: set start to 'none'"
-        )
+    check_start(model.backbone)
     chosen = sorted(range(len(rows)), key=lambda i: rank_by_seed(0, repr(rows[i].row.prompt)))
     probed = [rows[i] for i in chosen[:MAX_PROBE_ROWS]]
     labels = functional.one_hot(torch.tensor([item.label for item in probed]), num_labels).double()
