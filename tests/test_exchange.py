@@ -484,7 +484,7 @@ def tiny(tmp_path_factory, smollm2):
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_backbone(str(folder), BackboneConfig(dtype="float32", max_tokens=64)), folder
+    return load_backbone(str(folder), settings().backbone), folder
 
 
 def test_increments_of_other_ranks_and_layers_mix_in_one_batch_as_peft_gives_each_row(tmp_path, tiny):

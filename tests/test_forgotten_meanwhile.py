@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from slm.errors import StoreError
+from slm.errors import StoreError, TaskError
 from slm.model import ScalableLM
 from slm.serving.engine import Engine
 from slm.serving.settings import ServingSettings
@@ -113,3 +113,26 @@ def test_a_store_that_is_gone_fails_the_request_at_once_and_no_other(made, tmp_p
         assert caller.hear(frozen)[2][0].num_tokens >= 1
     finally:
         engine.drain(10)
+
+
+def test_a_task_that_is_gone_before_its_keys_are_read_is_unknown(opened):
+    model = opened("all_keys")
+    model.reader._keys.clear()
+    with pytest.raises(TaskError, match="no task 'cooking' among the 3 tasks of"):
+        model.restricted(["cooking", "sums"])
+    assert [record.name for record in model.restricted(["sums"]).tasks] == ["sums"]
+
+
+def test_a_restricted_model_reads_the_catalogue_once_and_takes_one_name(made, tmp_path, monkeypatch):
+    backbone, source = made
+    model, reads, tasks = ScalableLM.open(source, backbone), [], Store.tasks
+    monkeypatch.setattr(Store, "tasks", lambda store: reads.append(1) or tasks(store))
+    names, counts = [record.name for record in model.tasks], []
+    for some in (names[:1], names[2::-1]):
+        reads.clear()
+        assert [record.name for record in model.restricted(some).tasks] == some
+        counts.append(len(reads))
+    assert counts[0] == counts[1]
+    assert [record.name for record in model.restricted("moods").tasks] == ["moods"]
+    with pytest.raises(TaskError, match=r"no task 'mood' among the 4 tasks .*: did you mean moods"):
+        model.restricted("mood")

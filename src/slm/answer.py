@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,5 +70,10 @@ class Explanation:
     is_contested: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return dataclasses.asdict(self)
+        """JSON-ready values; None stands for the threshold of a task that never refuses a row."""
+        found = dataclasses.asdict(self)
+        for candidate in found["candidates"]:
+            for name in ("distance", "threshold"):
+                if not math.isfinite(candidate[name]):
+                    candidate[name] = None
+        return found

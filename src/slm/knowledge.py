@@ -112,6 +112,25 @@ class KnowledgeReader:
                 if not self.is_outdated(version):
                     raise
 
+    def named(self, names: Sequence[str], *, is_abstaining: bool | None = None) -> Knowledge:
+        """The tasks of these names alone, as the store holds them now.
+
+        Args:
+            names: of the tasks, in the order they get.
+            is_abstaining: differs from the store's settings where it is given.
+
+        Raises:
+            TaskError: a name is unknown, or its task was forgotten while it was read.
+            StoreError: the store cannot be read.
+        """
+        while True:
+            version = self._store.version
+            try:
+                return self.read(self._store.named(names), version, is_abstaining=is_abstaining)
+            except StoreError:
+                if not self.is_outdated(version):
+                    raise
+
     def is_outdated(self, version: int) -> bool:
         """Whether tasks have come or gone since; files of a task forgotten since may be missing."""
         return self._store.version != version

@@ -20,7 +20,7 @@ from slm.backbone.decode import Prefill, prefill
 from slm.backbone.generate import Generated, generate
 from slm.backbone.load import lasting_source, load_backbone
 from slm.backbone.merge import unmerge
-from slm.backbone.prompts import Batch, Prompt
+from slm.backbone.prompts import Batch, Prompt, Question, prompts_of
 from slm.backbone.reparameterize import Mixture
 from slm.config import Config, DecodingConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
@@ -29,7 +29,8 @@ from slm.extractor import Extractor, words_of
 from slm.knowledge import CurrentKnowledge, Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, explanation_of, read_labels, read_words
 from slm.retrieval.cosine import check_groups
-from slm.retrieval.features import first_bent_block, query_parts, settle_reading
+from slm.retrieval.features import first_bent_block, settle_reading
+from slm.retrieval.index import build_index
 from slm.retrieval.retriever import Reread, Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
 
@@ -71,23 +72,19 @@ class ScalableLM:
         Args:
             path: the store's folder.
             backbone: alias, folder, ``.gguf`` file or hub id, or a backbone loaded before.
-            config: settings of the store; they stay with it.
+            config: settings of the store; they stay with it. How a backbone was loaded before stays with it
+                too, and is not said once more.
 
         Raises:
             BackboneError: the backbone cannot be loaded or re-parameterized, or something is merged into it.
-            ConfigError: the settings do not fit the backbone.
+            ConfigError: the settings do not fit the backbone or this machine.
             StoreError: the folder is not empty or cannot be written.
         """
         config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        # The store names what it reads, whatever later versions read by default.
-        config = replace(config, retrieval=settle_reading(config.retrieval, loaded.num_layers))
+        config = _settled(config, loaded)
         # Refuse misfits before anything is written.
-        loaded.targets(config.increments.targets, first_bent_block(config.retrieval, loaded.num_layers))
-        if config.retrieval.form == "cosine" and config.retrieval.extractor == "backbone":
-            parts = query_parts(config.retrieval, loaded.num_layers)
-            check_groups(len(parts) * loaded.num_channels, config.retrieval.cosine.num_groups)
-        extractor, background = Extractor(loaded, config.retrieval), None
+        extractor, background = _fitting_extractor(config, loaded), None
         if config.retrieval.form == "gaussian" and config.retrieval.has_background:
             with loaded.lock:
                 if loaded.merged is not None:
@@ -103,7 +100,8 @@ class ScalableLM:
         """Open a store, with the backbone it names or another copy of the same one.
 
         Raises:
-            StoreError: no store is there, it is damaged, or it was made with another backbone.
+            StoreError: no store is there, it is damaged, or it was made with another backbone, or with one
+                that makes other rows of prompts.
             BackboneError: the backbone cannot be loaded.
         """
         store = Store.open(path)
@@ -118,6 +116,11 @@ class ScalableLM:
                 f"store {path} was made with backbone {store.manifest.backbone_source!r} (fingerprint "
                 f"{store.manifest.backbone_fingerprint[:12]}{made}), got {loaded.source!r} "
                 f"({loaded.fingerprint[:12]}{got}): open it with the backbone it was made with"
+            )
+        if misreadings := loaded.misreadings(config.backbone):
+            raise StoreError(
+                f"store {path} was made with {', '.join(misreadings)}, as {loaded.source!r} was loaded: load "
+                "it with the store's settings, or give its name"
             )
         return cls(store, loaded, config)
 
@@ -236,30 +239,35 @@ class ScalableLM:
             self.supply.drop(self.store.forget(name))
             self._current.newest()
 
-    def restricted(self, names: Sequence[str], *, is_abstaining: bool | None = None) -> ScalableLM:
+    def restricted(self, names: str | Sequence[str], *, is_abstaining: bool | None = None) -> ScalableLM:
         """A model of the same backbone and store that knows only some of the tasks, and stays so.
 
         With one name and no abstention it is the oracle: every row is given that task's knowledge.
 
+        Args:
+            names: of the tasks; one name is one task.
+            is_abstaining: differs from the store's settings where it is given.
+
         Raises:
             TaskError: a name is unknown.
         """
-        records = [find_task(self.store, name, self._nameable) for name in names]
+        wanted = [names] if isinstance(names, str) else list(names)
+        if self._is_restricted:
+            for name in wanted:
+                find_task(self.store, name, self._nameable)
         other = object.__new__(ScalableLM)
         other.__dict__.update(self.__dict__)
         if is_abstaining is not None:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
         other._merged, other._is_restricted = None, True
-        own = self.reader.read(
-            records, self._current.held.version, is_abstaining=other.config.retrieval.is_abstaining
-        )
+        own = self.reader.named(wanted, is_abstaining=other.config.retrieval.is_abstaining)
         other._current = CurrentKnowledge(self.reader, own)
         return other
 
     def ask(
         self,
-        questions: str | Sequence[Prompt],
+        questions: str | Sequence[Question],
         *,
         max_new_tokens: int = 128,
         batch_size: int = 32,
@@ -269,10 +277,12 @@ class ScalableLM:
         """Answer questions of any task without being told which.
 
         Args:
-            questions: texts, or conversations as lists of {"role", "content"}; one text is one question.
+            questions: texts, or conversations as lists of {"role", "content"} or of
+                :class:`slm.tasks.Message`; one text is one question.
             max_new_tokens: longest generated answer.
             batch_size: rows computed together; it changes the speed, not the answers.
-            is_truncating: cut the middle out of an over-long question instead of refusing it.
+            is_truncating: cut the middle out of an over-long question instead of refusing it, so that the
+                window has room for an answer behind it.
             decoding: beams or samples for free text; the likeliest token at every step by default.
 
         Returns:
@@ -284,8 +294,10 @@ class ScalableLM:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        prompts: list[Prompt] = [questions] if isinstance(questions, str) else list(questions)
-        rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
+        prompts = prompts_of(questions)
+        rows = self.backbone.question_rows(
+            prompts, is_truncating=is_truncating, max_new_tokens=max_new_tokens
+        )
         self.backbone.check_room(rows, max_new_tokens)
         write = partial(self._write, max_new_tokens, decoding)
 
@@ -306,18 +318,19 @@ class ScalableLM:
                 answers |= zip(chosen, in_parts(chosen, answer), strict=True)
         return [answers[i] for i in range(len(rows))]
 
-    def explain(self, question: Prompt, *, is_truncating: bool = False) -> Explanation:
+    def explain(self, question: Question, *, is_truncating: bool = False) -> Explanation:
         """DTKR's whole decision for one question: distances, thresholds, weights.
 
         Raises:
             DataError: the question is empty or too long.
         """
+        (prompt,) = prompts_of([question])
         with self._frozen("explain"):
             self._current.newest()
-            queries = self.queries([question], is_truncating=is_truncating)
+            queries = self.queries([prompt], is_truncating=is_truncating)
 
             def decide(knowledge: Knowledge) -> Explanation:
-                text, retriever = words_of(question), knowledge.retriever
+                text, retriever = words_of(prompt), knowledge.retriever
                 if retriever is None:
                     return Explanation(text, (), True)
                 retrieved, seen = retriever(queries), retriever.task_distances(queries)
@@ -326,12 +339,16 @@ class ScalableLM:
             return self._current.renewing(decide)
 
     def retrieve(
-        self, questions: Sequence[Prompt], *, queries: Tensor | None = None, is_truncating: bool = False
+        self,
+        questions: str | Sequence[Question],
+        *,
+        queries: Tensor | None = None,
+        is_truncating: bool = False,
     ) -> Retrieved | None:
         """DTKR alone, for many questions; None while the model knows no task.
 
         Args:
-            questions: texts or conversations.
+            questions: texts or conversations; one text is one question.
             queries: of these questions, (B, C), where :meth:`queries` read them before; None reads them now.
             is_truncating: cut the middle out of an over-long question instead of refusing it.
 
@@ -352,7 +369,7 @@ class ScalableLM:
     def decide(
         self,
         retriever: Retriever,
-        questions: Sequence[Prompt],
+        questions: str | Sequence[Question],
         *,
         queries: Tensor | None = None,
         is_truncating: bool = False,
@@ -361,23 +378,23 @@ class ScalableLM:
 
         Args and errors are those of :meth:`retrieve`.
         """
+        prompts = prompts_of(questions)
 
-        def read(prompts: Sequence[Prompt]) -> Tensor:
-            rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
-            return self.extractor(prompts, rows)
+        def read(some: Sequence[Prompt]) -> Tensor:
+            rows = self.backbone.question_rows(some, is_truncating=is_truncating)
+            return self.extractor(some, rows)
 
         with self._frozen("retrieve"):
-            return retriever(
-                read(questions) if queries is None else queries, lambda i: read([questions[i]])[0]
-            )
+            return retriever(read(prompts) if queries is None else queries, lambda i: read([prompts[i]])[0])
 
     def queries(
-        self, questions: Sequence[Prompt], *, is_truncating: bool = False, batch_size: int = 32
+        self, questions: str | Sequence[Question], *, is_truncating: bool = False, batch_size: int = 32
     ) -> Tensor:
         """Queries of some questions, (B, C) float32 on the CPU, from the frozen extractor alone."""
-        rows = self.backbone.question_rows(questions, is_truncating=is_truncating)
+        prompts = prompts_of(questions)
+        rows = self.backbone.question_rows(prompts, is_truncating=is_truncating)
         with self._frozen("retrieve"):
-            return self.extractor(questions, rows, batch_size)
+            return self.extractor(prompts, rows, batch_size)
 
     def _expect_own_weights(self) -> None:
         if self.backbone.merged is not (self._merged.merge if self._merged else None):
@@ -446,3 +463,37 @@ class ScalableLM:
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
             return read_words(self.backbone, start, retrieved, records, write)
+
+
+def _settled(config: Config, backbone: Backbone) -> Config:
+    """What a store writes down: it names what it reads, whatever later versions read by default.
+
+    Raises:
+        ConfigError: a setting is not what the backbone was loaded with, or names a layer it does not have.
+    """
+    retrieval = settle_reading(config.retrieval, backbone.num_layers)
+    if retrieval.extractor == "sentence":
+        retrieval = replace(retrieval, sentence_model=lasting_source(retrieval.sentence_model))
+    return replace(config, backbone=backbone.settled(config.backbone), retrieval=retrieval)
+
+
+def _fitting_extractor(config: Config, backbone: Backbone) -> Extractor:
+    """The extractor of a new store, whose settings are found to fit.
+
+    Raises:
+        BackboneError: a wanted layer cannot be re-parameterized, or the sentence encoder is missing.
+        ConfigError: a setting would be refused by everything that the store is for.
+    """
+    retrieval = config.retrieval
+    backbone.targets(config.increments.targets, first_bent_block(retrieval, backbone.num_layers))
+    if config.learning.start == "retrieved":
+        from slm.learning import check_start
+
+        check_start(backbone)
+    if retrieval.index == "vector":
+        # The number of keys that FAISS wants at least, of one channel.
+        build_index(torch.zeros(39, 1, dtype=torch.float64), retrieval)
+    extractor = Extractor(backbone, retrieval)
+    if retrieval.form == "cosine":
+        check_groups(extractor.num_channels, retrieval.cosine.num_groups)
+    return extractor
