@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from slm import ScalableLM, Task
-from slm.config import BackboneConfig, Config, IncrementConfig, LearningConfig
+from slm.config import Config, IncrementConfig, LearningConfig
 from slm.errors import ConfigError
 from slm.increments.increment import Increment, LowRankPair, concatenate, lower_rank
 from slm.learning.learnable import Learnable
@@ -26,11 +26,7 @@ def tiny(tmp_path_factory):
 
 
 def new_model(folder, backbone, **learning):
-    settings = Config(
-        backbone=BackboneConfig(dtype="float32", max_tokens=96),
-        learning=dataclasses.replace(QUICK, **learning),
-    )
-    return ScalableLM.create(folder, backbone, settings)
+    return ScalableLM.create(folder, backbone, Config(learning=dataclasses.replace(QUICK, **learning)))
 
 
 def digests(folder):
@@ -207,9 +203,9 @@ def test_a_twin_starts_from_its_twin_learns_more_of_it_and_leaves_its_files_alon
 
 
 def test_starts_are_refused_where_no_head_names_labels(tmp_path, moods):
-    model = new_model(tmp_path / "store", load(save("LLaMA", tmp_path / "llama")), start="retrieved")
+    model = new_model(tmp_path / "store", load(save("LLaMA", tmp_path / "llama")))
     with pytest.raises(ConfigError, match=r"start is 'retrieved'.*causal backbone: set start to 'none'"):
-        model.learn(moods)
+        model.learn(moods, start="retrieved")
     assert model.tasks == ()
 
 
