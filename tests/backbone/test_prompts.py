@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from datetime import date
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from slm.backbone import prompts
 from slm.backbone.prompts import IGNORED, Renderer
 from slm.errors import BackboneError, DataError
 
@@ -30,6 +33,25 @@ def test_a_conversation_is_rendered_by_the_chat_template(smollm2):
     text = smollm2.renderer.render(messages)
     assert text.startswith("<|im_start|>system\nBe brief.")
     assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_date_that_a_chat_template_names_is_none_of_the_users_words(smollm2, monkeypatch):
+    tokenizer = copy.deepcopy(smollm2.renderer.tokenizer)
+    tokenizer.chat_template = "given below"
+    days = iter(["29 Nov 2026"] * 3 + ["30 Nov 2026"] * 3)
+    rendered = tokenizer.apply_chat_template
+
+    def on_a_day(messages, **options):
+        tokenizer.chat_template = f"Today: {next(days)}\n\n{{{{ messages[0]['content'] }}}}\n"
+        return rendered(messages, **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", on_a_day)
+    renderer = Renderer(tokenizer, "chat", 128)
+    for day in (29, 30):
+        monkeypatch.setattr(prompts, "date", Mock(today=lambda day=day: date(2026, 11, day)))
+        row = renderer.row("hello", is_truncating=False, where="row")
+        assert f"{day} Nov" in tokenizer.decode(row.prompt)
+        assert tokenizer.decode(row.prompt[slice(*row.content)]).strip() == "hello"
 
 
 def test_the_middle_of_an_over_long_text_is_cut_out_and_both_ends_stay(minilm):

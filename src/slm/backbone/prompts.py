@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Protocol
 
 import torch
@@ -123,7 +124,7 @@ class Renderer:
             for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
             if i is not None and (num_embeddings is None or i < num_embeddings)
         )
-        self._head, self._tail = self._common_frame() if is_apart or prompt_format != "raw" else ([], [])
+        self._frame: tuple[date, list[int], list[int]] | None = None
 
     def render(self, prompt: Prompt) -> str:
         """The prompt as the exact text the backbone sees (without special tokens the tokenizer adds)."""
@@ -148,7 +149,18 @@ class Renderer:
         return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
     def _common_frame(self) -> tuple[list[int], list[int]]:
-        """Tokens around the user's words that every plain prompt shares: they tell tasks nothing."""
+        """Tokens around the user's words that every plain prompt of today shares: they tell tasks nothing.
+
+        Some chat templates name the date.
+        """
+        if self.prompt_format == "raw" and not self.is_apart:
+            return [], []
+        today = date.today()
+        if self._frame is None or self._frame[0] != today:
+            self._frame = (today, *self._read_frame())
+        return self._frame[1:]
+
+    def _read_frame(self) -> tuple[list[int], list[int]]:
         one, two = self._ids(self.render("one")), self._ids(self.render("Zwei 2"))
         before, after = _num_shared(one, two), _num_shared(one[::-1], two[::-1])
         return one[:before], one[len(one) - after :]
@@ -158,7 +170,8 @@ class Renderer:
 
         A conversation with a system message of its own has another beginning than the template's default.
         """
-        before, after = _num_shared(ids, self._head), _num_shared(ids[::-1], self._tail[::-1])
+        head, tail = self._common_frame()
+        before, after = _num_shared(ids, head), _num_shared(ids[::-1], tail[::-1])
         return (before, len(ids) - after) if before + after < len(ids) else (0, len(ids))
 
     def row(
