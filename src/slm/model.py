@@ -209,7 +209,7 @@ class ScalableLM:
             return export_tasks(self.backbone, self.store, tasks, folder, is_merged, self._nameable)
 
     def import_adapter(self, folder: str | Path, task: Task, **options: Any) -> ImportReport:
-        """Take a LoRA adapter trained elsewhere as the knowledge of a task, without training.
+        """Take a LoRA or AdaLoRA adapter trained elsewhere as the knowledge of a task, without training.
 
         Args:
             folder: a PEFT adapter folder.

@@ -69,7 +69,7 @@ def import_adapter(
 
     Args:
         model: the model that takes it.
-        folder: a PEFT LoRA adapter; for an encoder with a head, as ``docs/adapters.md`` says.
+        folder: a PEFT adapter, LoRA or AdaLoRA; for an encoder with a head, as ``docs/adapters.md`` says.
         task: its name, and examples its keys are computed from.
         labels: of an encoder's head, one per row of its weight; needed where the folder does not say them.
         is_truncating: cut the middle out of over-long examples instead of refusing them.
