@@ -33,8 +33,9 @@ CONTEXTS = (
     "wo ist der Bahnhof",
     "",
     "i hated it",
+    "SELECT name, price FROM products WHERE price > 10 ORDER BY price DESC LIMIT 5;",
 )
-CONTINUATIONS = (" french", " good", " a much longer continuation", " x", " Berlin", "\nbad")
+CONTINUATIONS = (" french", " good", " a much longer continuation", " x", " Berlin", "\nbad", " 7 rows")
 
 
 @pytest.fixture(scope="module")
