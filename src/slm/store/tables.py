@@ -288,9 +288,9 @@ def _damage(record: TaskRecord, rows: Sequence[Mapping[str, Any]]) -> str | None
         is_whole = numbers == list(range(record.num_keys)) and len(widths) == 1
         if not is_whole or not all(0 <= row["increment"] < record.num_increments for row in rows):
             return f"{len(rows)} rows for {record.num_keys} keys"
-        values = (value for row in rows for value in (*row["mean"], *row["scales"]))
-        # A radius may be infinite: such a task never abstains.
-        if not (all(map(math.isfinite, values)) and all(row["radius"] >= 0 for row in rows)):
+        # No sum with NaN or infinity in it is finite. A radius may be infinite: such a task never abstains.
+        is_finite = all(math.isfinite(sum(row["mean"]) + sum(row["scales"])) for row in rows)
+        if not (is_finite and all(row["radius"] >= 0 for row in rows)):
             return "they hold NaN or infinity"
         return None if digest_of(rows) == record.keys_sha256 else "they are not what was written"
     except _NO_NUMBERS:
