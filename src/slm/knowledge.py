@@ -175,12 +175,16 @@ class CurrentKnowledge:
         reader: reads the store.
         pinned: the snapshot to stay with, whatever the store learns or forgets.
 
+    Attributes:
+        held: the snapshot as it was last read.
+        is_pinned: whether it stays.
+
     Raises:
         StoreError: the store cannot be read.
     """
 
     def __init__(self, reader: KnowledgeReader, pinned: Knowledge | None = None) -> None:
-        self._reader, self._is_pinned = reader, pinned is not None
+        self._reader, self.is_pinned = reader, pinned is not None
         self.held = pinned or reader.newest()
 
     def newest(self) -> Knowledge:
@@ -189,7 +193,7 @@ class CurrentKnowledge:
         Raises:
             StoreError: the store cannot be read.
         """
-        if not self._is_pinned and self._reader.is_outdated(self.held.version):
+        if not self.is_pinned and self._reader.is_outdated(self.held.version):
             self.held = self._reader.newest()
         return self.held
 
@@ -204,7 +208,7 @@ class CurrentKnowledge:
             try:
                 return act(knowledge)
             except StoreError:
-                if self._is_pinned or not self._reader.is_outdated(knowledge.version):
+                if self.is_pinned or not self._reader.is_outdated(knowledge.version):
                     raise
                 self.newest()
 

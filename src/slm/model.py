@@ -26,11 +26,10 @@ from slm.config import Config, DecodingConfig
 from slm.errors import BackboneError, ConfigError, StoreError, TaskError
 from slm.exchange import MergedTasks, Tasks, export_tasks, find_task, merge_tasks
 from slm.extractor import Extractor, words_of
+from slm.fitting import fitting_extractor, settled
 from slm.knowledge import CurrentKnowledge, Knowledge, KnowledgeReader, Supply, shares_of
 from slm.reading import SILENCE, Writer, explanation_of, read_labels, read_words
-from slm.retrieval.cosine import check_groups
-from slm.retrieval.features import first_bent_block, settle_reading
-from slm.retrieval.index import build_index
+from slm.retrieval.features import first_bent_block
 from slm.retrieval.retriever import Reread, Retrieved, Retriever
 from slm.store import Manifest, Store, TaskRecord
 
@@ -60,7 +59,6 @@ class ScalableLM:
         retrieval = config.retrieval.settled(has_words=backbone.kind is not BackboneKind.ENCODER)
         self.reader = KnowledgeReader(store, retrieval, backbone.device, backbone.dtype)
         self._merged: MergedTasks | None = None
-        self._is_restricted = False
         self._current = CurrentKnowledge(self.reader)
 
     @classmethod
@@ -82,9 +80,9 @@ class ScalableLM:
         """
         config, path = config or Config(), Store.check_place(path)
         loaded = load_backbone(backbone, config.backbone) if isinstance(backbone, str) else backbone
-        config = _settled(config, loaded)
+        config = settled(config, loaded)
         # Refuse misfits before anything is written.
-        extractor, background = _fitting_extractor(config, loaded), None
+        extractor, background = fitting_extractor(config, loaded), None
         if config.retrieval.form == "gaussian" and config.retrieval.has_background:
             with loaded.lock:
                 if loaded.merged is not None:
@@ -137,7 +135,7 @@ class ScalableLM:
     @property
     def _nameable(self) -> Sequence[TaskRecord] | None:
         """The tasks that may be named to this model; None for all in the store."""
-        return self._current.held.records if self._is_restricted else None
+        return self._current.held.records if self._current.is_pinned else None
 
     def learn(self, task: Task, **settings: Any) -> LearningReport:
         """Teach one task: prepare, fine-tune, commit (method section 4).
@@ -252,7 +250,7 @@ class ScalableLM:
             TaskError: a name is unknown.
         """
         wanted = [names] if isinstance(names, str) else list(names)
-        if self._is_restricted:
+        if self._current.is_pinned:
             for name in wanted:
                 find_task(self.store, name, self._nameable)
         other = object.__new__(ScalableLM)
@@ -260,7 +258,7 @@ class ScalableLM:
         if is_abstaining is not None:
             retrieval = replace(self.config.retrieval, is_abstaining=is_abstaining)
             other.config = replace(self.config, retrieval=retrieval)
-        other._merged, other._is_restricted = None, True
+        other._merged = None
         own = self.reader.named(wanted, is_abstaining=other.config.retrieval.is_abstaining)
         other._current = CurrentKnowledge(self.reader, own)
         return other
@@ -463,37 +461,3 @@ class ScalableLM:
             start = prefill(self.backbone, batch)
             retrieved = decided[0] if decided else None
             return read_words(self.backbone, start, retrieved, records, write)
-
-
-def _settled(config: Config, backbone: Backbone) -> Config:
-    """What a store writes down: it names what it reads, whatever later versions read by default.
-
-    Raises:
-        ConfigError: a setting is not what the backbone was loaded with, or names a layer it does not have.
-    """
-    retrieval = settle_reading(config.retrieval, backbone.num_layers)
-    if retrieval.extractor == "sentence":
-        retrieval = replace(retrieval, sentence_model=lasting_source(retrieval.sentence_model))
-    return replace(config, backbone=backbone.settled(config.backbone), retrieval=retrieval)
-
-
-def _fitting_extractor(config: Config, backbone: Backbone) -> Extractor:
-    """The extractor of a new store, whose settings are found to fit.
-
-    Raises:
-        BackboneError: a wanted layer cannot be re-parameterized, or the sentence encoder is missing.
-        ConfigError: a setting would be refused by everything that the store is for.
-    """
-    retrieval = config.retrieval
-    backbone.targets(config.increments.targets, first_bent_block(retrieval, backbone.num_layers))
-    if config.learning.start == "retrieved":
-        from slm.learning import check_start
-
-        check_start(backbone)
-    if retrieval.index == "vector":
-        # The number of keys that FAISS wants at least, of one channel.
-        build_index(torch.zeros(39, 1, dtype=torch.float64), retrieval)
-    extractor = Extractor(backbone, retrieval)
-    if retrieval.form == "cosine":
-        check_groups(extractor.num_channels, retrieval.cosine.num_groups)
-    return extractor

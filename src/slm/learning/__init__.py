@@ -2,12 +2,10 @@
 
 from slm.learning.adopt import ImportReport, import_adapter
 from slm.learning.learner import LearningReport, learn_task, show_examples
-from slm.learning.transfer import check_start
 
 __all__ = [
     "ImportReport",
     "LearningReport",
-    "check_start",
     "import_adapter",
     "learn_task",
     "show_examples",

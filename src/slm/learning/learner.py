@@ -22,9 +22,10 @@ from torch import Tensor
 from slm.backbone.backbone import BackboneKind
 from slm.config import LearningConfig, RetrievalConfig
 from slm.errors import ConfigError, DataError, TaskError
+from slm.fitting import check_start
 from slm.learning.learnable import Learnable
 from slm.learning.trainer import TrainingRow, fit, validation_score
-from slm.learning.transfer import Start, begin_from, check_start, choose_start
+from slm.learning.transfer import Start, begin_from, choose_start
 from slm.model import ScalableLM
 from slm.retrieval.cosine import KeyHistory, learn_cosine_keys
 from slm.retrieval.keys import TaskKeys, cluster, join_single, learn_keys, most_keys

@@ -20,9 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from slm.backbone.backbone import Backbone, BackboneKind
 from slm.backbone.reparameterize import LearningBinding, Mixture
-from slm.errors import ConfigError
+from slm.fitting import check_start
 from slm.increments.increment import Increment, concatenate, lower_rank
 from slm.learning.learnable import Learnable
 from slm.learning.trainer import TrainingRow
@@ -100,19 +99,6 @@ class Candidate:
     increment: Increment
     heads: Float[Tensor, "Z C"]
     sources: Mapping[str, float]
-
-
-def check_start(backbone: Backbone) -> None:
-    """Expect a backbone on which a task may start from earlier ones.
-
-    Raises:
-        ConfigError: it is no encoder.
-    """
-    if backbone.kind is not BackboneKind.ENCODER:
-        raise ConfigError(
-            f"start is 'retrieved', which judges starts by an encoder's labels; {backbone.source!r} is "
-            f"a {backbone.kind.value} backbone: set start to 'none'"
-        )
 
 
 def choose_start(
